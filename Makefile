@@ -1,0 +1,58 @@
+# Everything starts from a bare clone: a target makes .venv if it is not there.
+#   make demo       decode in four modes
+#   make test       the test suite         make test-slow   the rest of it
+#   make check      lint, format, types, BUILD files
+#   make bench      speed and memory on this machine
+
+VENV ?= .venv
+# The first Python that JAX supports; .python-version makes pyenv choose 3.12.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+  2>/dev/null && echo $$p && break; done)
+RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
+
+.PHONY: demo test test-slow check fix bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.core
+	@$(RUN) -m nemodiff_jax.cli.demo
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest -n auto
+
+test-slow: $(VENV)/.dev
+	$(RUN) -m pytest -n auto -m 'slow and not gpu'
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python
+	$(RUN) -m pytest tests/test_build.py
+
+fix: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.bench
+	$(RUN) benchmarks/decode_cpu.py
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed;" \
+	  "found $$(python3 --version 2>&1)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install -q -e '.[hub,train,dev]'
+	@touch $@ $(VENV)/.core
+
+# Peers to compare with: torch (its CPU build, where pip finds one).
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	$(VENV)/bin/python -m pip install -q -e '.[bench]'
+	@touch $@

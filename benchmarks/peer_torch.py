@@ -1,0 +1,47 @@
+"""Greedy `generate` of transformers' Ministral3 on a released-layout folder.
+
+Run by decode_cpu.py, possibly with another Python (PEER_PYTHON). Reads one
+JSON line {"prompt", "tokens"} at a time, answers {"seconds", "ids"}.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+  import torch
+  import transformers
+  from safetensors.torch import load_file
+
+  folder = Path(sys.argv[1])
+  given = json.loads((folder / "config.json").read_text())
+  for key in ("architectures", "model_type", "dlm_paradigm"):
+    del given[key]
+  config = transformers.Ministral3Config(**given)
+  model = transformers.Ministral3ForCausalLM(config).float().eval()
+  state = {
+    name.replace("encoder.", "model.").replace("diffusion_head", "lm_head"): x
+    for name, x in load_file(folder / "model.safetensors").items()
+  }
+  model.load_state_dict(state)
+  versions = {
+    "torch": torch.__version__,
+    "transformers": transformers.__version__,
+  }
+  print(json.dumps(versions), flush=True)
+  for line in sys.stdin:
+    job = json.loads(line)
+    prompt = torch.tensor([job["prompt"]])
+    how = dict(max_new_tokens=job["tokens"], min_new_tokens=job["tokens"])
+    start = time.perf_counter()
+    with torch.no_grad():
+      out = model.generate(prompt, do_sample=False, pad_token_id=0, **how)
+    seconds = time.perf_counter() - start
+    ids = out[0, len(job["prompt"]) :].tolist()
+    print(json.dumps({"seconds": seconds, "ids": ids}), flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""Checkpoint layouts: names of tensors, and writing folders others can read."""

@@ -1,0 +1,102 @@
+"""The one table between tensor names of checkpoints and parameter paths.
+
+Three layouts hold the same model under different names; each maps to the
+released one (`encoder.*`, `diffusion_head.weight`). Matrices are [out, in] in
+checkpoints and [in, out] in the parameter tree.
+"""
+
+import dataclasses
+import difflib
+
+STEMS = (
+  ("encoder.", "diffusion_head.weight"),  # nemotron_labs_diffusion
+  ("model.language_model.", "lm_head.weight"),  # multimodal, newer
+  ("language_model.model.", "language_model.lm_head.weight"),  # multimodal
+  ("model.", "lm_head.weight"),  # ministral3
+)
+VISION = (
+  "vision_tower.",
+  "vision_encoder.",
+  "multi_modal_projector.",
+  "model.vision_tower.",
+  "model.multi_modal_projector.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of the released layout.
+
+  Attributes:
+    path: where it lives in the parameter tree.
+    shape: in the checkpoint.
+    transposed: whether the tree holds its transpose.
+  """
+
+  path: tuple[str, ...]
+  shape: tuple[int, ...]
+  transposed: bool
+
+
+def released_tensors(
+  *,
+  vocab: int,
+  hidden: int,
+  ffn: int,
+  layers: int,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  tied: bool,
+) -> dict[str, Tensor]:
+  """Every tensor of a checkpoint of these sizes, by released name."""
+  matrices = {
+    "self_attn.q_proj": (heads * head_dim, hidden),
+    "self_attn.k_proj": (kv_heads * head_dim, hidden),
+    "self_attn.v_proj": (kv_heads * head_dim, hidden),
+    "self_attn.o_proj": (hidden, heads * head_dim),
+    "mlp.gate_proj": (ffn, hidden),
+    "mlp.up_proj": (ffn, hidden),
+    "mlp.down_proj": (hidden, ffn),
+  }
+  norms = ("input_layernorm", "post_attention_layernorm")
+  table = {
+    "encoder.embed_tokens.weight": Tensor(
+      ("embed_tokens", "embedding"), (vocab, hidden), False
+    )
+  }
+  for i in range(layers):
+    stem, layer = f"encoder.layers.{i}", f"layers_{i}"
+    for name, shape in matrices.items():
+      path = (layer, *name.split("."), "kernel")
+      table[f"{stem}.{name}.weight"] = Tensor(path, shape, True)
+    for name in norms:
+      path = (layer, name, "weight")
+      table[f"{stem}.{name}.weight"] = Tensor(path, (hidden,), False)
+  table["encoder.norm.weight"] = Tensor(("norm", "weight"), (hidden,), False)
+  if not tied:
+    table["diffusion_head.weight"] = Tensor(
+      ("diffusion_head", "kernel"), (vocab, hidden), True
+    )
+  return table
+
+
+def released_name(name: str) -> str:
+  """The released name of a tensor of any layout; unknown names unchanged."""
+  for stem, head in STEMS:
+    if name == head:
+      return "diffusion_head.weight"
+    if name.startswith(stem):
+      return "encoder." + name.removeprefix(stem)
+  return name
+
+
+def is_vision(name: str) -> bool:
+  """Whether a tensor belongs to the image tower or its projector."""
+  return name.startswith(VISION)
+
+
+def nearest(name: str, known) -> str:
+  """' (nearest known name: ...)', or '' where nothing is near."""
+  found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f" (nearest known name: {found[0]!r})" if found else ""

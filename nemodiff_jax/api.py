@@ -1,0 +1,321 @@
+"""The Python API: load a checkpoint, generate from prompts."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nemodiff_jax.decode.config import (
+  ROW_FIELDS,
+  DecodeConfig,
+  RowSettings,
+  check_prompt,
+  decode_config,
+)
+from nemodiff_jax.decode.generate import DecodedIds, decode_ids
+from nemodiff_jax.decode.memory import check_memory
+from nemodiff_jax.decode.state import Weights
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.nn.model import Transformer
+from nemodiff_jax.text.tokenizer import Tokenizer
+
+DTYPES = ("float32", "bfloat16")
+BATCH_SIZE = 8
+Prompt = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOutput:
+  """What came of one prompt.
+
+  Attributes:
+    text: without the token that ended the row; None without a tokenizer.
+    token_ids: generated tokens, an ending EOS or stop id included.
+    finish_reason: 'stop' or 'length'.
+    mode: the decoding mode.
+    nfe: forward passes, by the mode's counting.
+    tokens_per_forward: completion_tokens / nfe; None when nfe is 0.
+    prompt_tokens: length of the prompt.
+    completion_tokens: len(token_ids).
+    accepted: tokens accepted per cycle (speculative modes; None otherwise).
+  """
+
+  text: str | None
+  token_ids: list[int]
+  finish_reason: str
+  mode: str
+  nfe: int
+  tokens_per_forward: float | None
+  prompt_tokens: int
+  completion_tokens: int
+  accepted: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A loaded checkpoint. All of it is data: no state changes by decoding.
+
+  Attributes:
+    config: architecture and special ids.
+    tokenizer: None where the checkpoint has none.
+    module: the Linen module.
+    weights: parameters and drafter.
+    attention: implementation of range attention; None: chosen.
+  """
+
+  config: ModelConfig
+  tokenizer: Tokenizer | None
+  module: Transformer
+  weights: Weights
+  attention: str | None = None
+
+  def ar_generate(
+    self,
+    prompt_ids: Any,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    eos_token_id: int | Sequence[int] | None = None,
+  ) -> tuple[np.ndarray, int]:
+    """The model card's `ar_generate`: see `_card`."""
+    return self._card(
+      prompt_ids, "ar", max_new_tokens, temperature, eos_token_id
+    )
+
+  def generate(
+    self,
+    prompt_ids: Any,
+    max_new_tokens: int,
+    block_length: int,
+    threshold: float | None = None,
+    temperature: float = 0.0,
+    eos_token_id: int | Sequence[int] | None = None,
+  ) -> tuple[np.ndarray, int]:
+    """The model card's `generate` (diffusion): see `_card`."""
+    return self._card(
+      prompt_ids,
+      "diffusion",
+      max_new_tokens,
+      temperature,
+      eos_token_id,
+      block_length=block_length,
+      threshold=threshold,
+    )
+
+  def linear_spec_generate(
+    self,
+    prompt_ids: Any,
+    max_new_tokens: int = 128,
+    block_length: int = 32,
+    temperature: float = 0.0,
+    eos_token_id: int | Sequence[int] | None = None,
+    threshold: float = 0.0,
+  ) -> tuple[np.ndarray, int]:
+    """The model card's `linear_spec_generate`: see `_card`."""
+    return self._card(
+      prompt_ids,
+      "linear_spec",
+      max_new_tokens,
+      temperature,
+      eos_token_id,
+      block_length=block_length,
+      draft_threshold=threshold,
+    )
+
+  def _card(
+    self, prompt_ids, mode, max_new_tokens, temperature, eos, **settings
+  ) -> tuple[np.ndarray, int]:
+    """Decodes equally long prompts as the released code is called.
+
+    prompt_ids is [B, P], or [P] for one row.
+
+    Returns:
+      (ids, nfe): [B, P + n] prompts and outputs, rows that ended early filled
+      with the last token they hold; and the largest nfe of the rows.
+    """
+    prompts = np.atleast_2d(np.asarray(prompt_ids))
+    config = decode_config(self.config, mode, **settings)
+    stops = (eos,) if isinstance(eos, int) else eos
+    row = RowSettings(
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      stop_token_ids=tuple(stops or ()),
+      ignore_eos=stops is not None,
+    )
+    ids = [check_prompt(p.tolist(), row, self.config) for p in prompts]
+    out = list(generate_rows(self, config, ids, [row] * len(ids), len(ids)))
+    width = max(len(o.token_ids) for o in out)
+    full = [o.token_ids + o.token_ids[-1:] * width for o in out]
+    tail = np.array([f[:width] for f in full], prompts.dtype)
+    return np.concatenate([prompts, tail], 1), max(o.nfe for o in out)
+
+
+def load(
+  checkpoint: str | None = None,
+  *,
+  dtype: str | None = None,
+  lora: str | None = None,
+  attention: str | None = None,
+) -> Model:
+  """Loads a checkpoint.
+
+  Args:
+    checkpoint: a folder, 'org/name[@revision]' on the hub, or None for the
+      embedded checkpoint.
+    dtype: 'float32' or 'bfloat16'; None: float32 on CPU, else bfloat16.
+    lora: PEFT folder of the drafter; None: the checkpoint's own, if it has
+      one; 'none': no drafter.
+    attention: 'xla', 'mosaic', 'triton' or None to choose.
+
+  Raises:
+    UserError: what is wrong with the checkpoint, and what to do.
+  """
+  if dtype not in (None, *DTYPES):
+    raise UserError(f"dtype should be one of {DTYPES}, got {dtype!r}.")
+  return load_model(open_checkpoint(checkpoint), dtype, lora, attention)
+
+
+def load_model(
+  checkpoint: Checkpoint,
+  dtype: str | None = None,
+  lora: str | None = None,
+  attention: str | None = None,
+) -> Model:
+  """Reads the weights of an opened checkpoint; arguments as in `load`."""
+  dtype = dtype or default_dtype()
+  module = Transformer(checkpoint.config, jnp.dtype(dtype))
+  check_memory(checkpoint.config, DecodeConfig(), dtype, 1, 1, 1)
+  drafter = checkpoint.load_lora(lora, dtype)
+  weights = Weights(checkpoint.load_params(dtype), drafter)
+  return Model(
+    checkpoint.config, checkpoint.tokenizer, module, weights, attention
+  )
+
+
+def default_dtype() -> str:
+  """float32 on CPU (where bfloat16 is several times slower), else bfloat16."""
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def generate(
+  model: Model,
+  prompts: Prompt | Sequence[Prompt],
+  *,
+  mode: str = "ar",
+  batch_size: int = BATCH_SIZE,
+  **settings: Any,
+) -> list[DecodeOutput]:
+  """Decodes prompts, `batch_size` at a time.
+
+  Args:
+    model: from `load`.
+    prompts: texts or lists of token ids; or one of them.
+    mode: 'ar', 'diffusion', 'linear_spec' or 'quadratic_spec'.
+    batch_size: rows decoded together; no effect on the results.
+    **settings: block_length, threshold, steps_per_block, draft_threshold (see
+      `decode.config.decode_config`) and the fields of
+      `decode.config.RowSettings`.
+
+  Returns:
+    One output per prompt, in order.
+
+  Raises:
+    UserError: a setting or a prompt that cannot be served.
+  """
+  row = RowSettings(**{k: settings.pop(k) for k in ROW_FIELDS if k in settings})
+  try:
+    config = decode_config(model.config, mode, **settings)
+  except TypeError as e:
+    raise UserError(f"unknown setting ({e}).", "unknown_field") from e
+  many: Any = prompts
+  if isinstance(prompts, str) or (
+    len(prompts) and isinstance(prompts[0], (int, np.integer))
+  ):
+    many = [prompts]
+  ids = [
+    check_prompt(encode_prompt(model.tokenizer, p), row, model.config)
+    for p in many
+  ]
+  rows = [row] * len(ids)
+  return list(generate_rows(model, config, ids, rows, batch_size))
+
+
+def generate_rows(
+  model: Model,
+  config: DecodeConfig,
+  prompts: Sequence[Sequence[int]],
+  rows: Sequence[RowSettings],
+  batch_size: int,
+) -> Iterator[DecodeOutput]:
+  """Decodes checked prompts with their own settings, batch by batch."""
+  if batch_size < 1:
+    raise UserError(f"batch_size should be at least 1, got {batch_size}.")
+  batch_size = min(batch_size, len(prompts))
+  for at in range(0, len(prompts), max(batch_size, 1)):
+    part, settings = prompts[at : at + batch_size], rows[at : at + batch_size]
+    longest = max(map(len, part))
+    most = max(s.max_new_tokens for s in settings)
+    check_memory(
+      model.config,
+      config,
+      model.module.dtype,
+      batch_size,
+      longest,
+      most,
+      loaded=True,
+    )
+    decoded = decode_ids(
+      model.module,
+      model.weights,
+      config,
+      part,
+      settings,
+      batch=batch_size,
+      attention=model.attention,
+    )
+    for prompt, ids in zip(part, decoded, strict=True):
+      yield make_output(model.tokenizer, config.mode, len(prompt), ids)
+
+
+def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt) -> Sequence[int]:
+  """Ids of a prompt, for `check_prompt`; ids are used as they are.
+
+  Raises:
+    UserError: an empty text, or a text without a tokenizer.
+  """
+  if not isinstance(prompt, str):
+    return prompt
+  if not prompt:
+    raise UserError(
+      "the prompt is empty; it should hold at least one character.",
+      "empty_prompt",
+    )
+  if tokenizer is None:
+    raise UserError(
+      "this checkpoint has no tokenizer (tokenizer.json, tekken.json or"
+      " tokenizer.model), so prompts should be token ids."
+    )
+  return tokenizer.encode(prompt)
+
+
+def make_output(
+  tokenizer: Tokenizer | None, mode: str, prompt_tokens: int, ids: DecodedIds
+) -> DecodeOutput:
+  """Adds text and counts to decoded ids."""
+  shown = ids.token_ids[:-1] if ids.finish_reason == "stop" else ids.token_ids
+  count = len(ids.token_ids)
+  return DecodeOutput(
+    text=None if tokenizer is None else tokenizer.decode(shown),
+    token_ids=ids.token_ids,
+    finish_reason=ids.finish_reason,
+    mode=mode,
+    nfe=ids.nfe,
+    tokens_per_forward=count / ids.nfe if ids.nfe else None,
+    prompt_tokens=prompt_tokens,
+    completion_tokens=count,
+    accepted=ids.accepted,
+  )

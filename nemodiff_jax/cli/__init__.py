@@ -1,0 +1,1 @@
+"""Commands. They parse flags and call the library."""

@@ -1,0 +1,76 @@
+"""Decodes one prompt in all four modes, side by side.
+
+    python -m nemodiff_jax.cli.demo [--checkpoint=DIR] [--prompt=TEXT]
+
+Prints the text of each mode and a table: tokens, passes (nfe), tokens per
+forward, tokens per second (second run, compiled), and whether the text is that
+of ar.
+"""
+
+import dataclasses
+import time
+
+from absl import flags
+
+from nemodiff_jax import api
+from nemodiff_jax.cli import flags as shared
+from nemodiff_jax.decode.config import MODES
+
+_PROMPT = flags.DEFINE_string(
+  "prompt",
+  "<|user|>How many legs do 7 spiders, 4 hens and 6 crabs have in all?"
+  "<|assistant|>",
+  "The prompt, as text.",
+)
+flags.declare_key_flag("checkpoint")
+flags.declare_key_flag("max_new_tokens")
+flags.declare_key_flag("block_length")
+
+
+def main() -> int:
+  """Runs the command; returns the exit code."""
+  model = shared.load(shared.checkpoint())
+  settings = dataclasses.asdict(shared.row_settings())
+  settings["block_length"] = shared.BLOCK_LENGTH.value
+  print(f"prompt: {_PROMPT.value}\n")
+  rows, ar = [], None
+  for mode in MODES:
+    run = lambda mode=mode: api.generate(
+      model, _PROMPT.value, mode=mode, **settings
+    )[0]
+    output = run()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    ar = ar or output
+    print(f"--- {mode}\n{output.text}\n")
+    per_pass = output.tokens_per_forward
+    rows.append(
+      (
+        mode,
+        str(output.completion_tokens),
+        str(output.nfe),
+        "-" if per_pass is None else f"{per_pass:.2f}",
+        f"{output.completion_tokens / seconds:.0f}",
+        "yes" if output.token_ids == ar.token_ids else "no",
+      )
+    )
+  _table(
+    ("mode", "tokens", "nfe", "tokens/forward", "tok/s", "same as ar"), rows
+  )
+  return 0
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  for row in (head, tuple("-" * w for w in widths), *rows):
+    print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)))
+
+
+def console() -> None:
+  """Entry point of the installed command."""
+  shared.run(main)
+
+
+if __name__ == "__main__":
+  console()

@@ -1,0 +1,217 @@
+"""Flags shared by the commands, and what the library makes of them."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import jax
+from absl import app, flags
+
+from nemodiff_jax import api
+from nemodiff_jax.decode.config import (
+  MODES,
+  DecodeConfig,
+  RowSettings,
+  decode_config,
+)
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from pallas_kernels.range_attention import api as range_attention
+
+CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "Folder in the Hugging Face layout, or org/name[@revision] on the hub."
+  " Default: the embedded checkpoint.",
+)
+MODE = flags.DEFINE_enum(
+  "mode",
+  "ar",
+  MODES,
+  "How to decode: ar is one token a pass; diffusion refines blocks in a few"
+  " passes; linear_spec and quadratic_spec draft by diffusion and verify by"
+  " ar, with exactly ar's output.",
+)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+  "max_new_tokens", 128, "Most tokens to generate per prompt."
+)
+BLOCK_LENGTH = flags.DEFINE_integer(
+  "block_length",
+  None,
+  "Tokens per block or draft. Default: the checkpoint's block_size;"
+  " quadratic_spec: 16. Not used by ar.",
+)
+THRESHOLD = flags.DEFINE_string(
+  "threshold",
+  None,
+  "diffusion: reveal slots of at least this confidence, in (0, 1], or none."
+  " Default: 0.9, or none if --steps_per_block is given.",
+)
+STEPS_PER_BLOCK = flags.DEFINE_integer(
+  "steps_per_block",
+  None,
+  "diffusion: most denoising passes per block. Default: block_length.",
+)
+DRAFT_THRESHOLD = flags.DEFINE_float(
+  "draft_threshold",
+  0.0,
+  "linear_spec: repeat draft passes until every slot reaches this confidence;"
+  " 0: one draft pass.",
+)
+LORA = flags.DEFINE_string(
+  "lora",
+  None,
+  "PEFT folder of the drafter for linear_spec; 'none': no drafter. Default:"
+  " the checkpoint's own linear_spec_lora, if it has one.",
+)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k likeliest; 0: all.")
+TOP_P = flags.DEFINE_float(
+  "top_p", 1.0, "Then keep the smallest set of this probability, in (0, 1]."
+)
+MIN_P = flags.DEFINE_float(
+  "min_p", 0.0, "Then drop tokens below this times the likeliest, in [0, 1]."
+)
+SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of rows that set none; batch and mode do not change it."
+)
+DTYPE = flags.DEFINE_enum(
+  "dtype",
+  None,
+  api.DTYPES,
+  "Of weights and cache. Default: float32 on CPU, bfloat16 elsewhere.",
+)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", api.BATCH_SIZE, "Prompts decoded together."
+)
+MAX_LENGTH = flags.DEFINE_integer(
+  "max_length",
+  None,
+  "Limit on prompt + max_new_tokens. Default: the model's.",
+)
+ATTENTION = flags.DEFINE_enum(
+  "attention",
+  "auto",
+  ("auto", *range_attention.IMPLEMENTATIONS),
+  "Implementation of attention.",
+)
+DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
+
+
+def row_settings() -> RowSettings:
+  """Settings of rows that set none of their own."""
+  return RowSettings(
+    max_new_tokens=MAX_NEW_TOKENS.value,
+    temperature=TEMPERATURE.value,
+    top_k=TOP_K.value,
+    top_p=TOP_P.value,
+    min_p=MIN_P.value,
+    seed=SEED.value,
+  )
+
+
+def run_config(checkpoint: Checkpoint) -> DecodeConfig:
+  """How the run decodes, with the checkpoint's defaults."""
+  return decode_config(
+    checkpoint.config,
+    MODE.value,
+    block_length=BLOCK_LENGTH.value,
+    threshold=_threshold(),
+    steps_per_block=STEPS_PER_BLOCK.value,
+    draft_threshold=DRAFT_THRESHOLD.value,
+  )
+
+
+def checkpoint() -> Checkpoint:
+  """Opens --checkpoint; reads no weights yet."""
+  return open_checkpoint(CHECKPOINT.value)
+
+
+def load(opened: Checkpoint) -> api.Model:
+  """Reads the weights as --dtype, --lora and --attention say."""
+  return api.load_model(opened, DTYPE.value, LORA.value, attention())
+
+
+def attention() -> str | None:
+  """The implementation to ask for; None: chosen.
+
+  Raises:
+    UserError: it cannot run on this machine.
+  """
+  name = None if ATTENTION.value == "auto" else ATTENTION.value
+  try:
+    range_attention.resolve(name)
+  except NotImplementedError as e:
+    raise UserError(f"--attention={name}: {e}") from e
+  return name
+
+
+def max_length() -> int | None:
+  """The limit on positions, if one is set."""
+  value = MAX_LENGTH.value
+  if value is not None and value < 1:
+    raise UserError(f"max_length should be at least 1, got {value}.")
+  return value
+
+
+def batch_size() -> int:
+  """Prompts per batch."""
+  if BATCH_SIZE.value < 1:
+    raise UserError(f"batch_size should be at least 1, got {BATCH_SIZE.value}.")
+  return BATCH_SIZE.value
+
+
+def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
+  """Runs a command: parses flags, keeps compiled programs, reports errors.
+
+  Exit codes: what `main` returns; 1 for absl's own flag errors; 2 for a
+  UserError; 130 for Ctrl-C.
+  """
+  jax.config.config_with_absl()
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+
+  def guarded(rest: list[str]) -> int:
+    try:
+      if len(rest) > 1:
+        raise UserError(f"expected flags only, got {rest[1:]}.")
+      keep_compiled_programs()
+      return main()
+    except UserError as e:
+      if DEBUG.value:
+        traceback.print_exc()
+      print(f"error: {e}", file=sys.stderr)
+      return 2
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      return 130
+
+  app.run(guarded, argv)
+
+
+def keep_compiled_programs() -> None:
+  """Caches compiled programs on disk, unless JAX is told where already."""
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  folder = Path(root) / "nemodiff_jax" / "compiled"
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _threshold() -> float | Literal["auto"] | None:
+  text = THRESHOLD.value
+  if text is None:
+    return "auto"
+  if text.lower() == "none":
+    return None
+  try:
+    return float(text)
+  except ValueError as e:
+    raise UserError(
+      f"threshold should be a number in (0, 1] or none, got {text!r}."
+    ) from e

@@ -1,0 +1,203 @@
+"""What a caller can ask for: settings of the run, and settings of a row."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.nn.config import ModelConfig
+
+MODES = ("ar", "diffusion", "linear_spec", "quadratic_spec")
+QUADRATIC_BLOCK = 16
+DEFAULT_THRESHOLD = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """How a run decodes.
+
+  Attributes:
+    mode: one of MODES.
+    block_length: C, tokens per block or draft.
+    threshold: diffusion: confidence at which a slot is revealed; None: only
+      the schedule of steps_per_block decides.
+    steps_per_block: diffusion: most denoising passes per block; None: C.
+    draft_threshold: linear_spec: draft passes repeat until every slot reaches
+      this confidence; 0: one draft pass.
+  """
+
+  mode: str = "ar"
+  block_length: int = 32
+  threshold: float | None = DEFAULT_THRESHOLD
+  steps_per_block: int | None = None
+  draft_threshold: float = 0.0
+
+  def __post_init__(self):
+    if self.mode not in MODES:
+      raise UserError(f"mode should be one of {MODES}, got {self.mode!r}.")
+    _whole("block_length", self.block_length, 1)
+    if self.threshold is not None:
+      _number("threshold", self.threshold)
+      if not 0 < self.threshold <= 1:
+        raise UserError(
+          f"threshold should lie in (0, 1] or be none, got {self.threshold}."
+        )
+    if self.steps_per_block is not None:
+      _whole("steps_per_block", self.steps_per_block, 1)
+    _number("draft_threshold", self.draft_threshold)
+    if not 0 <= self.draft_threshold <= 1:
+      raise UserError(
+        f"draft_threshold should lie in [0, 1], got {self.draft_threshold}."
+      )
+
+
+def decode_config(
+  model: ModelConfig,
+  mode: str = "ar",
+  *,
+  block_length: int | None = None,
+  threshold: float | Literal["auto"] | None = "auto",
+  steps_per_block: int | None = None,
+  draft_threshold: float = 0.0,
+) -> DecodeConfig:
+  """Fills in the defaults that depend on the checkpoint and on each other.
+
+  block_length defaults to the checkpoint's block size (quadratic_spec: 16),
+  threshold to 0.9 unless steps_per_block is given, then to None.
+
+  Raises:
+    UserError: a value out of range, or a mode this checkpoint cannot decode.
+  """
+  if mode != "ar" and model.mask_id is None:
+    raise UserError(
+      f"mode {mode!r} needs a mask token, but this checkpoint's config.json"
+      " has no mask_token_id. Use mode 'ar', or a tri-mode checkpoint."
+    )
+  if block_length is None:
+    quadratic = mode == "quadratic_spec"
+    block_length = QUADRATIC_BLOCK if quadratic else model.block_size
+  if threshold == "auto":
+    threshold = DEFAULT_THRESHOLD if steps_per_block is None else None
+  return DecodeConfig(
+    mode, block_length, threshold, steps_per_block, draft_threshold
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+  """What one row asks for.
+
+  Attributes:
+    max_new_tokens: most tokens to generate; exact unless the row ends.
+    temperature: 0 is greedy.
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: then keep the smallest set whose probability reaches top_p.
+    min_p: then drop tokens less likely than min_p times the best.
+    seed: of the noise; with the position it alone decides the noise.
+    stop_token_ids: ids that end the row as an EOS does.
+    ignore_eos: do not end at an EOS.
+  """
+
+  max_new_tokens: int = 128
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  seed: int = 0
+  stop_token_ids: Sequence[int] = ()
+  ignore_eos: bool = False
+
+  def __post_init__(self):
+    _whole("max_new_tokens", self.max_new_tokens, 1)
+    _whole("top_k", self.top_k, 0)
+    _whole("seed", self.seed, 0)
+    if self.seed >= 2**64:
+      raise UserError(f"seed should be below 2**64, got {self.seed}.")
+    for name in ("temperature", "top_p", "min_p"):
+      _number(name, getattr(self, name))
+    if not 0 <= self.temperature < float("inf"):
+      raise UserError(
+        f"temperature should be 0 or positive, got {self.temperature}."
+      )
+    if not 0 < self.top_p <= 1:
+      raise UserError(f"top_p should lie in (0, 1], got {self.top_p}.")
+    if not 0 <= self.min_p <= 1:
+      raise UserError(f"min_p should lie in [0, 1], got {self.min_p}.")
+    if not isinstance(self.ignore_eos, bool):
+      raise UserError(
+        f"ignore_eos should be true or false, got {self.ignore_eos!r}."
+      )
+    if isinstance(self.stop_token_ids, str) or not isinstance(
+      self.stop_token_ids, Sequence
+    ):
+      raise UserError(
+        "stop_token_ids should be a list of token ids, got"
+        f" {self.stop_token_ids!r}."
+      )
+    for token in self.stop_token_ids:
+      _whole("each of stop_token_ids", token, 0)
+    object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+
+
+ROW_FIELDS = tuple(f.name for f in dataclasses.fields(RowSettings))
+
+
+def check_prompt(
+  ids: Sequence[Any],
+  row: RowSettings,
+  model: ModelConfig,
+  max_length: int | None = None,
+) -> list[int]:
+  """The prompt as a list of ints, if this model can continue it.
+
+  Raises:
+    UserError: an empty prompt, an id that is not one, the mask id, or more
+      positions than the model (or max_length) has.
+  """
+  if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+    raise UserError(
+      f"prompt_ids should be a list of token ids, got {ids!r}.", "bad_ids"
+    )
+  if not len(ids):
+    raise UserError(
+      "the prompt is empty; it should hold at least one token.", "empty_prompt"
+    )
+  ids = [i.item() if hasattr(i, "item") else i for i in ids]
+  for i in (*ids, *row.stop_token_ids):
+    if not isinstance(i, int) or isinstance(i, bool):
+      raise UserError(f"token ids should be integers, got {i!r}.", "bad_ids")
+    if not 0 <= i < model.vocab_size:
+      raise UserError(
+        f"token ids should lie in [0, {model.vocab_size}), got {i}.", "bad_ids"
+      )
+  if model.mask_id in ids:
+    raise UserError(
+      f"the prompt holds the mask id {model.mask_id} at place"
+      f" {ids.index(model.mask_id)}; masks stand for text to be generated and"
+      " cannot be part of a prompt.",
+      "bad_ids",
+    )
+  limit = min(model.max_positions, max_length or model.max_positions)
+  if len(ids) + row.max_new_tokens > limit:
+    raise UserError(
+      f"prompt ({len(ids)} tokens) + max_new_tokens ({row.max_new_tokens})"
+      f" should be at most {limit}"
+      f" ({'max_length' if limit == max_length else 'the model'}'s limit);"
+      " shorten one of them.",
+      "too_long",
+    )
+  return ids
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise UserError(
+      f"{name} should be a whole number of at least {least}, got {value!r}."
+    )
+
+
+def _number(name: str, value: Any) -> None:
+  if not isinstance(value, (int, float)) or isinstance(value, bool):
+    raise UserError(f"{name} should be a number, got {value!r}.")
+  if value != value:
+    raise UserError(f"{name} should be a number, got NaN.")

@@ -1,0 +1,76 @@
+"""Which token a row of logits becomes, and how sure the model is of it.
+
+The noise of a token depends on the row's seed and the token's position alone,
+never on the pass, the mode or the batch. That is why sampled self-speculation
+gives the very text that sampled ar decoding gives.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nemodiff_jax.decode.state import Decoder, Rows
+
+
+def choose(
+  decoder: Decoder,
+  logits: Float[Array, "B T V"],
+  positions: Int[Array, "B T"],
+  rows: Rows,
+) -> Int[Array, "B T"]:
+  """The token at each absolute position: greedy, or drawn with its noise.
+
+      argmax(filter(logits / temperature) + gumbel(seed, position))
+
+  The mask id is never chosen.
+  """
+  ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
+  logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
+  greedy = _argmax(logits)
+  if not decoder.sampled:
+    return greedy
+  heat = rows.temperature[:, None, None]
+  scaled = logits / jnp.where(heat > 0, heat, 1.0)
+  noisy = scaled + _gumbel(rows.seed, positions, logits.shape[-1])
+  if decoder.filtered:
+    noisy = jnp.where(scaled >= _least_kept(scaled, rows), noisy, -jnp.inf)
+  return jnp.where(heat[..., 0] > 0, _argmax(noisy), greedy)
+
+
+def confidence(
+  logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+  """softmax(logits) at the token; the mask id counts in the denominator."""
+  chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+  return jnp.exp(chosen - jax.nn.logsumexp(logits, -1))
+
+
+def _argmax(x: Float[Array, "B T V"]) -> Int[Array, "B T"]:
+  return jnp.argmax(x, -1).astype(jnp.int32)
+
+
+def _gumbel(seed: Array, positions: Array, vocab: int) -> Array:
+  def noise(words, position):
+    key = jax.random.fold_in(jax.random.wrap_key_data(words), position)
+    return jax.random.gumbel(key, (vocab,), jnp.float32)
+
+  over_slots = jax.vmap(noise, (None, 0))
+  return jax.vmap(over_slots)(seed, positions)
+
+
+def _least_kept(scaled: Array, rows: Rows) -> Float[Array, "B T 1"]:
+  """The smallest scaled logit that top_k, top_p and min_p, in turn, keep."""
+  vocab = scaled.shape[-1]
+  column = lambda x: x[:, None, None]
+  ranked = -jnp.sort(-scaled, -1)
+  rank = jnp.arange(vocab, dtype=jnp.int32)[None, None]
+  keep = jnp.where(rows.top_k > 0, jnp.minimum(rows.top_k, vocab), vocab)
+  ranked = jnp.where(rank < column(keep), ranked, -jnp.inf)
+  weight = jax.nn.softmax(ranked, -1)
+  before = jnp.cumsum(weight, -1) - weight
+  top_p = column(rows.top_p)
+  inside = (before < top_p) | (top_p >= 1.0)
+  least_p = column(rows.min_p) * weight[..., :1]
+  inside = (inside & (weight >= least_p)) | (rank == 0)
+  inside = inside & (ranked > -jnp.inf)
+  return jnp.where(inside, ranked, jnp.inf).min(-1, keepdims=True)

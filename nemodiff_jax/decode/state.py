@@ -1,0 +1,224 @@
+"""The state of a batch, the pass that every mode runs, and what it emits."""
+
+import dataclasses
+from dataclasses import replace
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from nemodiff_jax.nn.attention import CachedPass
+from nemodiff_jax.nn.cache import KVCache
+from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.model import Params, Transformer, cached_pass, head
+
+RUNNING, STOPPED, FULL = 0, 1, 2  # Values of DecodeState.status.
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """The static part of a compiled program.
+
+  Attributes:
+    module: the model.
+    mode: one of config.MODES.
+    block: C; 1 in ar mode.
+    sampled: whether any row has a temperature above 0.
+    filtered: whether any such row sets top_k, top_p or min_p.
+    attention: implementation of range attention; None: chosen.
+  """
+
+  module: Transformer
+  mode: str
+  block: int
+  sampled: bool = False
+  filtered: bool = False
+  attention: str | None = None
+
+  @property
+  def mask_id(self) -> int:
+    """The mask id; -1, which no token equals, where there is none."""
+    mask = self.module.config.mask_id
+    return -1 if mask is None else mask
+
+
+@struct.dataclass
+class Weights:
+  """Arrays of the checkpoint.
+
+  Attributes:
+    params: the Linen parameters.
+    lora: the drafter, one entry per layer; None: none, or not for this mode.
+  """
+
+  params: Params
+  lora: tuple[LoraLayer, ...] | None = None
+
+
+@struct.dataclass
+class Rows:
+  """What each row asked for; constant while decoding.
+
+  Attributes:
+    max_new: [B] tokens to generate at most.
+    stop_ids: [B, E] ids that end the row, padded with -1.
+    temperature: [B]; 0 is greedy.
+    top_k: [B]; 0 keeps all.
+    top_p: [B].
+    min_p: [B].
+    seed: [B, 2] high and low word.
+    threshold: [B] of diffusion; above 1: none.
+    steps: [B] of diffusion, per block.
+    draft_threshold: [B] of linear_spec.
+  """
+
+  max_new: Int[Array, "B"]
+  stop_ids: Int[Array, "B E"]
+  temperature: Float[Array, "B"]
+  top_k: Int[Array, "B"]
+  top_p: Float[Array, "B"]
+  min_p: Float[Array, "B"]
+  seed: UInt[Array, "B 2"]
+  threshold: Float[Array, "B"]
+  steps: Int[Array, "B"]
+  draft_threshold: Float[Array, "B"]
+
+
+@struct.dataclass
+class DecodeState:
+  """Everything that changes from pass to pass.
+
+  Attributes:
+    cache: keys and values; of row b, the first lengths[b] positions count.
+    rows: what each row asked for.
+    lengths: [B] committed positions.
+    block: [B, C] the tokens of the next pass; the mask id is an open slot.
+    phase: [B] what the next pass is for the row; 0 and 1 as the mode says.
+    turn: [B] denoising passes the block has had.
+    masked: [B] open slots the block began with.
+    tokens: [B, S] the output; of row b, the first count[b] count.
+    count: [B] tokens known.
+    nfe: [B] passes that ran for the row.
+    status: [B] RUNNING, STOPPED or FULL.
+    accepted: [B, S] tokens accepted per cycle (speculative modes).
+    cycles: [B] cycles that ran.
+  """
+
+  cache: KVCache
+  rows: Rows
+  lengths: Int[Array, "B"]
+  block: Int[Array, "B C"]
+  phase: Int[Array, "B"]
+  turn: Int[Array, "B"]
+  masked: Int[Array, "B"]
+  tokens: Int[Array, "B S"]
+  count: Int[Array, "B"]
+  nfe: Int[Array, "B"]
+  status: Int[Array, "B"]
+  accepted: Int[Array, "B S"]
+  cycles: Int[Array, "B"]
+
+  @property
+  def running(self) -> Bool[Array, "B"]:
+    """Rows that have not ended."""
+    return self.status == RUNNING
+
+
+def new_state(
+  decoder: Decoder, cache: KVCache, rows: Rows, lengths: Int[Array, "B"]
+) -> DecodeState:
+  """The state right after the prefill; rows of length 0 are padding."""
+  batch, capacity = lengths.shape[0], cache.capacity
+  zero = jnp.zeros(batch, jnp.int32)
+  wide = jnp.zeros((batch, capacity), jnp.int32)
+  return DecodeState(
+    cache=cache,
+    rows=rows,
+    lengths=lengths,
+    block=jnp.zeros((batch, decoder.block), jnp.int32),
+    phase=zero,
+    turn=zero,
+    masked=zero,
+    tokens=wide,
+    count=zero,
+    nfe=zero,
+    status=jnp.where(lengths > 0, RUNNING, FULL).astype(jnp.int32),
+    accepted=wide,
+    cycles=zero,
+  )
+
+
+def block_pass(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  causal: Bool[Array, "B"],
+) -> tuple[Float[Array, "B C V"], DecodeState]:
+  """Runs each row's block behind its committed prefix.
+
+  A causal row sees, from slot i, the prefix and slots 0..i; any other row
+  sees the whole block. The drafter works in the rows that are not causal.
+  Rows that have ended see and write nothing. Raises nfe by one.
+  """
+  slots = jnp.arange(state.block.shape[1], dtype=jnp.int32)[None]
+  positions = state.lengths[:, None] + slots
+  whole = jnp.broadcast_to(positions[:, -1:], positions.shape)
+  k_end = jnp.where(causal[:, None], positions, whole) + 1
+  on = state.running[:, None]
+  where = CachedPass(
+    positions=positions,
+    slots=jnp.where(on, positions, state.cache.capacity),
+    k_end=jnp.where(on, k_end, 0),
+    attention=decoder.attention,
+  )
+  hidden, cache = cached_pass(
+    decoder.module,
+    weights.params,
+    state.block,
+    where,
+    state.cache,
+    weights.lora,
+    ~causal,
+  )
+  logits = head(decoder.module, weights.params, hidden)
+  nfe = state.nfe + state.running.astype(jnp.int32)
+  return logits, replace(state, cache=cache, nfe=nfe)
+
+
+def is_stop(tokens: Int[Array, "B T"], rows: Rows) -> Bool[Array, "B T"]:
+  """Whether a token ends its row."""
+  return (tokens[:, :, None] == rows.stop_ids[:, None]).any(-1)
+
+
+def emit(
+  state: DecodeState, new: Int[Array, "B T"], count: Int[Array, "B"]
+) -> DecodeState:
+  """Appends the first count[b] of new[b], and ends rows that are complete.
+
+  A row keeps tokens up to its first stop id (included) and to max_new.
+  """
+  slot = jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+  take = jnp.minimum(count, state.rows.max_new - state.count)
+  take = jnp.where(state.running, take, 0)
+  stop = is_stop(new, state.rows) & (slot < take[:, None])
+  stopped = stop.any(1)
+  kept = jnp.where(stopped, jnp.argmax(stop, 1).astype(jnp.int32) + 1, take)
+  row = jnp.arange(new.shape[0], dtype=jnp.int32)[:, None]
+  at = jnp.where(
+    slot < kept[:, None], state.count[:, None] + slot, state.tokens.shape[1]
+  )
+  tokens = state.tokens.at[row, at].set(new, mode="drop")
+  total = state.count + kept
+  ended = jnp.where(
+    stopped, STOPPED, jnp.where(total >= state.rows.max_new, FULL, RUNNING)
+  )
+  status = jnp.where(state.running, ended, state.status).astype(jnp.int32)
+  return replace(state, tokens=tokens, count=total, status=status)
+
+
+def fresh_block(decoder: Decoder, first: Int[Array, "B"]) -> Int[Array, "B C"]:
+  """[first, mask, mask, ...]."""
+  masks = jnp.full(
+    (first.shape[0], decoder.block - 1), decoder.mask_id, jnp.int32
+  )
+  return jnp.concatenate([first[:, None], masks], 1)

@@ -1,0 +1,52 @@
+"""The verifier of both self-speculative modes."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from nemodiff_jax.decode.state import DecodeState, emit
+
+
+def accept(
+  drafts: Int[Array, "B C"], verified: Int[Array, "B C"]
+) -> Int[Array, "B"]:
+  """Counts the leading drafts that the ar predictions confirm, and one more.
+
+  verified[:, i] is the ar prediction after drafts[:, i]; drafts[:, 0] is
+  known to be right. The result, 1..C, is how many of `verified` are right.
+  """
+
+  def slot(carry, pair):
+    going, count = carry
+    predicted, following = pair
+    count = count + going.astype(jnp.int32)
+    return (going & (predicted == following), count), None
+
+  batch = drafts.shape[0]
+  never = jnp.full((batch, 1), -1, drafts.dtype)  # Nothing follows the last.
+  following = jnp.concatenate([drafts[:, 1:], never], 1)
+  start = (jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32))
+  (_, count), _ = lax.scan(slot, start, (verified.T, following.T))
+  return count
+
+
+def take_accepted(
+  state: DecodeState, verified: Int[Array, "B C"], count: Int[Array, "B"]
+) -> DecodeState:
+  """Commits and emits count[b] tokens of each row, and logs the cycle.
+
+  A count of 0 leaves the row as it was.
+  """
+  count = jnp.where(state.running, count, 0)
+  cycle = count > 0
+  row = jnp.arange(count.shape[0], dtype=jnp.int32)
+  at = jnp.where(cycle, state.cycles, state.accepted.shape[1])
+  state = replace(
+    state,
+    accepted=state.accepted.at[row, at].set(count, mode="drop"),
+    cycles=state.cycles + cycle.astype(jnp.int32),
+    lengths=state.lengths + count,
+  )
+  return emit(state, verified, count)

@@ -1,0 +1,1 @@
+"""Loading: a folder, a hub name or the embedded checkpoint; memory checks."""

@@ -1,0 +1,99 @@
+"""Tensors of a safetensors folder, read one by one and checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from nemodiff_jax.errors import UserError
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class TensorFolder:
+  """The tensors of one or more safetensors files.
+
+  Attributes:
+    files: name of each tensor -> the file that holds it.
+  """
+
+  def __init__(self, files: dict[str, Path]):
+    self.files = files
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Shape of a tensor, from the header."""
+    with _open(self.files[name]) as file:
+      return tuple(file.get_slice(name).get_shape())
+
+  def read(self, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the named tensors, file by file, one in memory at a time.
+
+    Raises:
+      UserError: a file that cannot be read, or a tensor that is not float.
+    """
+    for path in dict.fromkeys(self.files[n] for n in names):
+      with _open(path) as file:
+        for name in names:
+          if self.files[name] != path:
+            continue
+          dtype = file.get_slice(name).get_dtype()
+          if dtype not in FLOATS:
+            raise UserError(
+              f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got"
+              f" {dtype}; quantised checkpoints are not supported."
+            )
+          yield name, file.get_tensor(name)
+
+
+def open_tensors(folder: Path) -> TensorFolder:
+  """Finds the tensors of a checkpoint folder: one file, or an index of shards.
+
+  Raises:
+    UserError: no weights, an unreadable index, or a shard that is missing,
+      cut short, or without a tensor that the index places in it.
+  """
+  index = folder / INDEX
+  if not index.exists():
+    single = folder / SINGLE
+    if not single.exists():
+      raise UserError(f"{folder}: expected {SINGLE} or {INDEX}, found neither.")
+    return open_file(single)
+  try:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = {name: folder / file for name, file in weight_map.items()}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
+  held: set[str] = set()
+  for path in sorted(set(files.values())):
+    if not path.exists():
+      raise UserError(
+        f"{path}: this shard is named in {INDEX} but missing; download it"
+        " again."
+      )
+    held |= set(open_file(path).files)
+  for name, path in files.items():
+    if name not in held:
+      raise UserError(
+        f"{path}: tensor {name!r} should be here by {INDEX}, but is not."
+      )
+  return TensorFolder(files)
+
+
+def open_file(path: Path) -> TensorFolder:
+  """The tensors of one safetensors file."""
+  with _open(path) as file:
+    return TensorFolder(dict.fromkeys(file.keys(), path))
+
+
+def _open(path: Path):
+  try:
+    return safe_open(path, framework="numpy")
+  except (SafetensorError, OSError) as e:
+    raise UserError(
+      f"{path}: not a complete safetensors file ({e}); it may be cut short:"
+      " download it again."
+    ) from e

@@ -1,0 +1,53 @@
+"""The key/value cache: one array per layer, and no bookkeeping.
+
+What of it counts is decided elsewhere, by the one `lengths` vector of the
+decoding state: a pass overwrites what lies beyond.
+"""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from nemodiff_jax.nn.config import ModelConfig
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of every layer.
+
+  Attributes:
+    k: L arrays [B, S, K, H], after RoPE.
+    v: L arrays [B, S, K, H].
+  """
+
+  k: tuple[Float[Array, "B S K H"], ...]
+  v: tuple[Float[Array, "B S K H"], ...]
+
+  @property
+  def capacity(self) -> int:
+    """S, the positions a row has room for."""
+    return self.k[0].shape[1]
+
+
+def init_cache(
+  config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32
+) -> KVCache:
+  """An empty cache (zeros) for `batch` rows of `capacity` positions."""
+  shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+  zeros = lambda: tuple(
+    jnp.zeros(shape, dtype) for _ in range(config.num_layers)
+  )
+  return KVCache(k=zeros(), v=zeros())
+
+
+def write(
+  cache: Float[Array, "B S K H"],
+  new: Float[Array, "B T K H"],
+  slots: Int[Array, "B T"],
+) -> Float[Array, "B S K H"]:
+  """Puts new[b, t] at position slots[b, t]; a slot >= S is dropped.
+
+  Dropped, never clamped: a clamped write would replace committed keys.
+  """
+  rows = jnp.arange(cache.shape[0], dtype=slots.dtype)[:, None]
+  return cache.at[rows, slots].set(new, mode="drop")

@@ -1,0 +1,29 @@
+"""The drafter: a low-rank term on each o_proj, switched on row by row."""
+
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from nemodiff_jax.nn.layers import linear
+
+
+@struct.dataclass
+class LoraLayer:
+  """Low-rank update of one o_proj.
+
+  Attributes:
+    a: [N * H, R].
+    b: [R, D], already times alpha / R.
+  """
+
+  a: Float[Array, "I R"]
+  b: Float[Array, "R D"]
+
+
+def lora_term(
+  x: Float[Array, "B T I"], lora: LoraLayer, rows: Bool[Array, "B"] | None
+) -> Float[Array, "B T D"]:
+  """X @ a @ b in the rows that are on (all of them when rows is None)."""
+  term = linear(linear(x, lora.a), lora.b)
+  if rows is None:
+    return term
+  return term * rows.astype(term.dtype)[:, None, None]

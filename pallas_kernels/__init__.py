@@ -1,0 +1,1 @@
+"""Attention kernels. Nothing here imports the rest of the project."""

@@ -1,0 +1,107 @@
+"""Checks the arguments of range attention and picks the implementation."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.range_attention import reference
+
+IMPLEMENTATIONS = ("xla", "mosaic", "triton")
+
+
+def range_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  k_end: Int[Array, "B T"],
+  *,
+  k_start: Int[Array, "B T"] | None = None,
+  implementation: str | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+  """Attends from query (b, t) to the keys [k_start[b, t], k_end[b, t]).
+
+  With G = N / K query heads per key head, the op is equivalent to
+
+      s = einsum('btkgh,bskh->btkgs', q, k) / sqrt(H)
+      s = where(k_start <= arange(S) < k_end, s, -inf)
+      out, lse = softmax(s) @ v, logsumexp(s)
+
+  An empty range gives out = 0 and lse = -inf. Keys and values beyond the
+  largest k_end of a row never reach its output, NaN included. Work grows with
+  the largest k_end, not with S. Differentiable in q, k and v, through both
+  outputs.
+
+  Args:
+    q: queries.
+    k: keys; K must divide N.
+    v: values.
+    k_end: one past the last key of each query; values above S mean S.
+    k_start: first key of each query, 0 when absent.
+    implementation: 'xla', 'mosaic', 'triton', or None to choose.
+
+  Returns:
+    The output in the dtype of q, and the log-sum-exp of the scaled scores in
+    float32 (float64 when q is float64).
+
+  Raises:
+    ValueError: a shape, dtype or implementation name that cannot be served.
+    NotImplementedError: the named implementation cannot run here.
+  """
+  _check(q, k, v, k_end, k_start)
+  resolve(implementation)
+  if k_start is None:
+    k_start = jnp.zeros_like(k_end)
+  return reference.range_attention(q, k, v, k_end, k_start)
+
+
+def resolve(implementation: str | None) -> str:
+  """Names the implementation that will run, or says why it cannot.
+
+  Raises:
+    ValueError: not a known name.
+    NotImplementedError: known, but cannot run on this machine.
+  """
+  if implementation in (None, "xla"):
+    return "xla"
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation should be one of {IMPLEMENTATIONS} or None, got"
+      f" {implementation!r}."
+    )
+  raise NotImplementedError(
+    f"implementation={implementation!r} needs an NVIDIA GPU kernel that this"
+    " version does not have yet; use 'xla'."
+  )
+
+
+def _check(q, k, v, k_end, k_start) -> None:
+  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+    raise ValueError(
+      "q should be [B, T, N, H] and k, v equal [B, S, K, H], got"
+      f" {q.shape=}, {k.shape=}, {v.shape=}."
+    )
+  if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+    raise ValueError(
+      f"q and k should agree in B and H, got {q.shape=}, {k.shape=}."
+    )
+  if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+    raise ValueError(
+      f"the {q.shape[2]} query heads should be a multiple of the"
+      f" {k.shape[2]} key heads."
+    )
+  if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(
+    q.dtype, jnp.floating
+  ):
+    raise ValueError(
+      "q, k and v should share one floating dtype, got"
+      f" {q.dtype}, {k.dtype}, {v.dtype}."
+    )
+  for name, bound in (("k_end", k_end), ("k_start", k_start)):
+    if bound is None:
+      continue
+    if bound.shape != q.shape[:2] or not jnp.issubdtype(
+      bound.dtype, jnp.integer
+    ):
+      raise ValueError(
+        f"{name} should be integers of shape {q.shape[:2]}, got"
+        f" {bound.dtype}{bound.shape}."
+      )

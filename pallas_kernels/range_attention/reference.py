@@ -1,0 +1,166 @@
+"""Range attention in plain JAX: the semantics, and what runs without a GPU.
+
+Flash attention over chunks of keys. The number of chunks is read from k_end
+at run time, so a short row in a large cache costs what the row costs. A chunk
+that is masked for a row changes nothing in it, to the last bit, so results do
+not depend on the rest of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+CHUNK = 128  # Keys per step: small enough that a chunk stays in cache.
+_MASKED = -1e30
+
+
+@jax.custom_vjp
+def range_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  k_end: Int[Array, "B T"],
+  k_start: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+  """See `api.range_attention`; the arguments are taken as checked."""
+  batch, queries, heads, dim = q.shape
+  acc = accumulator(q.dtype)
+  q = _group(q, k.shape[2])
+  row = q.shape[:-1]  # [B, K, T, G]
+
+  def body(i, carry):
+    out, peak, total = carry
+    k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
+    scores = jnp.where(mask, _scores(q, k_i, acc), _MASKED)
+    peak_i = jnp.maximum(peak, scores.max(-1))
+    weights = jnp.where(mask, jnp.exp(scores - peak_i[..., None]), 0.0)
+    decay = jnp.exp(peak - peak_i)
+    added = jnp.einsum(
+      "bktgs,bskh->bktgh",
+      weights.astype(v.dtype),
+      v_i,
+      preferred_element_type=acc,
+    )
+    total = total * decay + weights.sum(-1)
+    return out * decay[..., None] + added, peak_i, total
+
+  start = (
+    jnp.zeros(row + (dim,), acc),
+    jnp.full(row, _MASKED, acc),
+    jnp.zeros(row, acc),
+  )
+  first, last = _chunk_range(k.shape[1], k_end, k_start)
+  out, peak, total = lax.fori_loop(first, last, body, start)
+  empty = total == 0
+  total = jnp.where(empty, 1.0, total)
+  out = out / total[..., None]
+  lse = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
+  out = out.transpose(0, 2, 1, 3, 4).reshape(batch, queries, heads, dim)
+  lse = lse.transpose(0, 2, 1, 3).reshape(batch, queries, heads)
+  return out.astype(q.dtype), lse
+
+
+def _forward(q, k, v, k_end, k_start):
+  out, lse = range_attention(q, k, v, k_end, k_start)
+  return (out, lse), (q, k, v, k_end, k_start, out, lse)
+
+
+def _backward(saved, cotangents):
+  """The flash backward; the cotangent of lse joins delta with a minus sign."""
+  q, k, v, k_end, k_start, out, lse = saved
+  d_out, d_lse = cotangents
+  acc = lse.dtype
+  delta = (d_out.astype(acc) * out.astype(acc)).sum(-1)
+  delta = delta - jnp.where(jnp.isneginf(lse), 0.0, d_lse)
+  lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+  heads = k.shape[2]
+  q, d_out = _group(q, heads), _group(d_out, heads)
+  delta, lse = (_group(x[..., None], heads) for x in (delta, lse))
+  scale = jnp.asarray(q.shape[-1] ** -0.5, acc)
+
+  def body(i, carry):
+    dq, dk, dv = carry
+    k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
+    weights = jnp.where(mask, jnp.exp(_scores(q, k_i, acc) - lse), 0.0)
+    d_weights = jnp.einsum(
+      "bktgh,bskh->bktgs", d_out, v_i, preferred_element_type=acc
+    )
+    d_scores = (weights * (d_weights - delta) * scale).astype(q.dtype)
+    dq += jnp.einsum(
+      "bktgs,bskh->bktgh", d_scores, k_i, preferred_element_type=acc
+    )
+    dk_i = jnp.einsum(
+      "bktgs,bktgh->bskh", d_scores, q, preferred_element_type=acc
+    )
+    dv_i = jnp.einsum(
+      "bktgs,bktgh->bskh",
+      weights.astype(q.dtype),
+      d_out,
+      preferred_element_type=acc,
+    )
+    at = _chunk_start(i, k.shape[1])
+    return dq, _add_at(dk, dk_i, at), _add_at(dv, dv_i, at)
+
+  start = (
+    jnp.zeros(q.shape, acc),
+    jnp.zeros(k.shape, acc),
+    jnp.zeros(v.shape, acc),
+  )
+  first, last = _chunk_range(k.shape[1], k_end, k_start)
+  dq, dk, dv = lax.fori_loop(first, last, body, start)
+  dq = dq.transpose(0, 2, 1, 3, 4).reshape(out.shape)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+range_attention.defvjp(_forward, _backward)
+
+
+def accumulator(dtype) -> jnp.dtype:
+  """The dtype to sum in: float32, or float64 for float64."""
+  return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def _group(x: Array, kv_heads: int) -> Array:
+  """[B, T, N, ...] -> [B, K, T, G, ...]."""
+  batch, queries, heads = x.shape[:3]
+  shape = (batch, queries, kv_heads, heads // kv_heads, *x.shape[3:])
+  return jnp.moveaxis(x.reshape(shape), 2, 1)
+
+
+def _scores(q: Array, k: Array, acc) -> Array:
+  scores = jnp.einsum("bktgh,bskh->bktgs", q, k, preferred_element_type=acc)
+  return scores * jnp.asarray(q.shape[-1] ** -0.5, acc)
+
+
+def _chunk_range(keys: int, k_end, k_start) -> tuple[Array, Array]:
+  size = min(CHUNK, keys)
+  last = (jnp.minimum(k_end.max(), keys) + size - 1) // size
+  return k_start.min() // size, last
+
+
+def _chunk_start(i, keys: int):
+  """The last chunk is moved back so that it does not pass the end."""
+  size = min(CHUNK, keys)
+  return jnp.minimum(i * size, keys - size)
+
+
+def _chunk(i, k, v, k_end, k_start):
+  """Chunk i of keys and values, with what lies beyond every query as zeros."""
+  keys = k.shape[1]
+  size = min(CHUNK, keys)
+  at = _chunk_start(i, keys)
+  k, v = (lax.dynamic_slice_in_dim(x, at, size, 1) for x in (k, v))
+  pos = (at + jnp.arange(size)).astype(k_end.dtype)
+  fresh = pos >= i * size  # A moved chunk repeats keys of the one before.
+  seen = fresh[None] & (pos[None] < k_end.max(1, keepdims=True))
+  k, v = (jnp.where(seen[..., None, None], x, 0) for x in (k, v))
+  low, high = k_start[..., None], k_end[..., None]
+  pos = pos[None, None]
+  mask = fresh[None, None] & (pos >= low) & (pos < high)  # [B, T, S]
+  return k, v, mask[:, None, :, None, :]
+
+
+def _add_at(total: Array, part: Array, at) -> Array:
+  old = lax.dynamic_slice_in_dim(total, at, part.shape[1], 1)
+  return lax.dynamic_update_slice_in_dim(total, old + part, at, 1)

@@ -1,0 +1,32 @@
+"""Strict JAX settings for every test, and models small enough to reason on."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests import helpers
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_num_cpu_devices", 2)
+# Workers and later runs share compiled programs.
+_COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> helpers.Tiny:
+  """A random tiny model whose predictions are neither flat nor certain."""
+  return helpers.make_tiny()
+
+
+@pytest.fixture(scope="session")
+def folder(tiny, tmp_path_factory):
+  """The tiny model as a checkpoint folder with a LoRA and a tokenizer."""
+  path = tmp_path_factory.mktemp("checkpoint")
+  helpers.write_checkpoint(path, tiny, lora=True)
+  helpers.write_tokenizer(path, tiny.config)
+  return path

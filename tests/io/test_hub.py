@@ -1,0 +1,136 @@
+"""Checkpoints by name, against a stand-in of the hub on this machine."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.hub import find_checkpoint
+
+REPO, COMMIT = "nobody/tiny-diffusion", "0123456789abcdef" * 2 + "01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """The three answers of the hub that a download asks for."""
+
+  folder = None
+
+  def _answer(self, body: bool):
+    parts = self.path.split("?")[0].strip("/").split("/")
+    if parts[:2] == ["api", "models"] and "/".join(parts[2:4]) == REPO:
+      revision = parts[5] if len(parts) > 5 else "main"
+      if revision not in ("main", "v2", COMMIT):
+        return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+      names = [
+        str(p.relative_to(self.folder))
+        for p in self.folder.rglob("*")
+        if p.is_file()
+      ]
+      files = [{"rfilename": n} for n in [*names, "pytorch_model.bin"]]
+      if parts[4:5] == ["tree"]:
+        rows = [
+          {
+            "type": "file",
+            "path": n,
+            "oid": "0" * 40,
+            "size": (self.folder / n).stat().st_size,
+          }
+          for n in names
+        ]
+        return self._send(200, json.dumps(rows).encode())
+      info = {"id": REPO, "sha": COMMIT, "siblings": files, "private": False}
+      return self._send(200, json.dumps(info).encode())
+    if "/".join(parts[:2]) == REPO and parts[2] == "resolve":
+      content = (self.folder / "/".join(parts[4:])).read_bytes()
+      etag = hashlib.sha256(content).hexdigest()
+      head = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}
+      return self._send(200, content, head, body)
+    return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+  def _send(self, code, content, head=None, body=True):
+    self.send_response(code)
+    for key, value in (head or {}).items():
+      self.send_header(key, value)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    if body:
+      self.wfile.write(content)
+
+  def do_GET(self):
+    self._answer(True)
+
+  def do_HEAD(self):
+    self._answer(False)
+
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture
+def hub(folder):
+  """Address of a running stand-in that serves the tiny checkpoint."""
+  handler = type("Bound", (Hub,), {"folder": folder})
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  yield f"http://127.0.0.1:{server.server_port}"
+  server.shutdown()
+
+
+def generate(hub, home, name):
+  """Runs the command, since the hub's address is read at import."""
+  pytest.importorskip("huggingface_hub")
+  command = [sys.executable, "-m", "nemodiff_jax.cli.generate"]
+  return subprocess.run(
+    [*command, f"--checkpoint={name}", "--prompt=w9 w8", "--max_new_tokens=3"],
+    env=os.environ
+    | {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_checkpoint_from_the_hub(hub, tmp_path, folder):
+  done = generate(hub, tmp_path, f"{REPO}@v2")
+  assert done.returncode == 0, done.stderr
+  fetched = {p.name for p in tmp_path.rglob("snapshots/*/**/*")}
+  assert {"model.safetensors", "adapter_model.safetensors"} <= fetched
+  assert "pytorch_model.bin" not in fetched
+  local = generate(hub, tmp_path, folder)
+  assert local.stdout == done.stdout != ""
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    (f"{REPO}@nope", "has no revision 'nope'"),
+    ("nobody/nothing", "there is no repository 'nobody/nothing'"),
+  ],
+)
+def test_hub_refusals_are_named(hub, tmp_path, name, message):
+  done = generate(hub, tmp_path, name)
+  assert done.returncode == 2 and message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_a_hub_out_of_reach_is_named(tmp_path):
+  done = generate("http://127.0.0.1:9", tmp_path, REPO)
+  assert done.returncode == 2 and "could not be fetched" in done.stderr
+
+
+def test_hub_package_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(UserError, match=r"install nemodiff-jax\[hub\]"):
+    find_checkpoint("org/name@main")
+
+
+def test_neither_folder_nor_hub_name(tmp_path):
+  for name in ("/no/such/folder", "name", str(tmp_path / "x")):
+    with pytest.raises(UserError, match="should be a folder or a hub name"):
+      find_checkpoint(name)

@@ -1,0 +1,163 @@
+"""The model against transformers' Ministral3, and at the released sizes."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_convert.names import released_name
+from nemodiff_jax.io.checkpoint import tensor_table
+from nemodiff_jax.nn.attention import CachedPass
+from nemodiff_jax.nn.cache import init_cache, write
+from nemodiff_jax.nn.config import from_hf, preset
+from nemodiff_jax.nn.model import (
+  Transformer,
+  cached_pass,
+  count_params,
+  head,
+  init_params,
+)
+from tests import helpers
+from tests.golden import make_ministral3 as golden
+
+GOLDEN = Path(golden.__file__).with_name("ministral3.npz")
+
+
+def golden_params(config):
+  """The golden weights in our tree."""
+  table = tensor_table(config)
+  theirs = {
+    name.replace("encoder.", "model.").replace("diffusion_head", "lm_head"): t
+    for name, t in table.items()
+  }
+  drawn = golden.weights({name: t.shape for name, t in theirs.items()})
+  params = {}
+  for name, value in drawn.items():
+    node, tensor = params, table[released_name(name)]
+    for key in tensor.path[:-1]:
+      node = node.setdefault(key, {})
+    node[tensor.path[-1]] = jnp.asarray(value.T if tensor.transposed else value)
+  return params
+
+
+def logits_of(config, params, tokens, bidirectional, cuts=()):
+  """Logits of the tokens, passed in pieces that end at `cuts`."""
+  module, size = Transformer(config), tokens.shape[1]
+  cache, out, start = init_cache(config, 1, size + 3), [], 0
+  for end in (*cuts, size):
+    pos = jnp.arange(start, end, dtype=jnp.int32)[None]
+    seen = jnp.full_like(pos, end) if bidirectional else pos + 1
+    hidden, cache = cached_pass(
+      module, params, tokens[:, start:end], CachedPass(pos, pos, seen), cache
+    )
+    out.append(head(module, params, hidden))
+    start = end
+  return jnp.concatenate(out, 1)[0]
+
+
+@pytest.mark.parametrize("way", ["causal", "bidirectional"])
+@pytest.mark.parametrize("name", golden.CASES)
+def test_logits_agree_with_transformers(name, way):
+  config = from_hf(
+    {"model_type": "ministral3", **golden.SIZES, **golden.CASES[name]}
+  )
+  got = logits_of(
+    config,
+    golden_params(config),
+    jnp.asarray(golden.tokens(), jnp.int32),
+    way == "bidirectional",
+  )
+  want = np.load(GOLDEN)[f"{name}_{way}"]
+  got = got if name == "yarn" else got[::7]
+  assert np.abs(np.asarray(got) - want).max() <= 1e-4
+
+
+def test_golden_crosses_the_query_scale():
+  """Without the scale the golden logits are not met."""
+  case = {"rope_parameters": golden.YARN | {"llama_4_scaling_beta": 0.0}}
+  config = from_hf({"model_type": "ministral3", **golden.SIZES, **case})
+  tokens = jnp.asarray(golden.tokens(), jnp.int32)
+  got = np.asarray(logits_of(config, golden_params(config), tokens, False))
+  want = np.load(GOLDEN)["yarn_causal"]
+  assert np.abs(got - want)[:64].max() <= 1e-4
+  assert np.abs(got - want)[64:].max() > 1e-3
+
+
+def test_cached_pieces_match_one_pass(tiny):
+  tokens = jnp.asarray(helpers.prompts_of(tiny.config, (90,)), jnp.int32)
+  whole = logits_of(tiny.config, tiny.params, tokens, False)
+  parts = logits_of(tiny.config, tiny.params, tokens, False, (1, 2, 40, 77))
+  np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("name", "billions"), [("3b", 3.83), ("8b", 8.49), ("14b", 13.51)]
+)
+def test_released_sizes(name, billions):
+  config = preset(name)
+  shapes = jax.eval_shape(
+    functools.partial(init_params, config), jax.random.key(0)
+  )
+  assert round(count_params(shapes) / 1e9, 2) == billions
+  table = tensor_table(config)
+  for tensor in table.values():
+    leaf = functools.reduce(lambda node, key: node[key], tensor.path, shapes)
+    shape = leaf.shape[::-1] if tensor.transposed else leaf.shape
+    assert shape == tensor.shape
+  assert len(jax.tree.leaves(shapes)) == len(table) == 9 * config.num_layers + 3
+
+
+def test_released_tensor_shapes():
+  """Of the 14B, as its files' headers have them."""
+  shapes = {name: t.shape for name, t in tensor_table(preset("14b")).items()}
+  layer = "encoder.layers.39."
+  assert shapes[layer + "self_attn.q_proj.weight"] == (4096, 5120)
+  assert shapes[layer + "self_attn.k_proj.weight"] == (1024, 5120)
+  assert shapes[layer + "self_attn.o_proj.weight"] == (5120, 4096)
+  assert shapes[layer + "mlp.gate_proj.weight"] == (16384, 5120)
+  assert shapes[layer + "mlp.down_proj.weight"] == (5120, 16384)
+  assert shapes[layer + "input_layernorm.weight"] == (5120,)
+  assert shapes["diffusion_head.weight"] == (131072, 5120)
+  assert shapes["encoder.embed_tokens.weight"] == (131072, 5120)
+
+
+def test_row_one_token_short_of_full(tiny):
+  """A block that passes the end writes what fits and nothing else."""
+  config, block = tiny.config, 4
+  tokens = jnp.asarray(helpers.prompts_of(config, (15,)), jnp.int32)
+  pos = jnp.arange(15, dtype=jnp.int32)[None]
+  cache = init_cache(config, 1, 16)
+  _, cache = cached_pass(
+    tiny.module, tiny.params, tokens, CachedPass(pos, pos, pos + 1), cache
+  )
+  at = 15 + jnp.arange(block, dtype=jnp.int32)[None]
+  draft = jnp.full((1, block), 9, jnp.int32)
+  _, after = cached_pass(
+    tiny.module, tiny.params, draft, CachedPass(at, at, at + 1), cache
+  )
+  for old, new in zip(cache.k + cache.v, after.k + after.v, strict=True):
+    np.testing.assert_array_equal(old[:, :15], new[:, :15])
+    assert (new[:, 15] != 0).any()
+
+
+def test_write_drops_what_is_out_of_range():
+  cache = jnp.zeros((2, 4, 1, 1))
+  new = jnp.arange(1.0, 7.0).reshape(2, 3, 1, 1)
+  slots = jnp.asarray([[2, 3, 4], [9, 0, 100]], jnp.int32)
+  got = write(cache, new, slots)[..., 0, 0]
+  np.testing.assert_array_equal(got, [[0, 0, 1, 2], [5, 0, 0, 0]])
+
+
+def test_bfloat16_logits_are_float32(tiny):
+  low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
+  module = Transformer(tiny.config, jnp.bfloat16)
+  pos = jnp.arange(3, dtype=jnp.int32)[None]
+  cache = init_cache(tiny.config, 1, 8, jnp.bfloat16)
+  hidden, cache = cached_pass(
+    module, low, pos + 7, CachedPass(pos, pos, pos + 1), cache
+  )
+  assert hidden.dtype == cache.k[0].dtype == jnp.bfloat16
+  assert head(module, low, hidden).dtype == jnp.float32

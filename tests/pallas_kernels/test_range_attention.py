@@ -1,0 +1,201 @@
+"""Range attention against a dense float64 mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.range_attention import (
+  local_attention,
+  merge,
+  range_attention,
+)
+from pallas_kernels.range_attention.reference import CHUNK
+
+# B, T, S, N, K, H
+SHAPES = [
+  (2, 5, 9, 4, 2, 8),
+  (3, 1, CHUNK, 2, 2, 16),
+  (2, 7, CHUNK + 1, 6, 2, 8),
+  (1, 33, 3 * CHUNK - 5, 8, 1, 4),
+  (4, 2, 300, 3, 3, 8),
+]
+
+
+def dense(q, k, v, mask):
+  """Float64 attention over a mask [B, T, S]; empty rows give 0 and -inf."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  group = q.shape[2] // k.shape[2]
+  k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
+  s = np.einsum("btnh,bsnh->btns", q, k) / np.sqrt(q.shape[-1])
+  s = np.where(mask[:, :, None], s, -np.inf)
+  peak = np.maximum(s.max(-1, keepdims=True), -1e300)
+  p = np.exp(s - peak)
+  total = p.sum(-1, keepdims=True)
+  out = np.einsum("btns,bsnh->btnh", p / np.where(total, total, 1), v)
+  with np.errstate(divide="ignore"):
+    return out, (peak + np.log(total))[..., 0]
+
+
+def make(shape, seed):
+  b, t, s, n, k, h = shape
+  rng = np.random.default_rng(seed)
+  draw = lambda *size: rng.standard_normal(size).astype(np.float32)
+  k_end = rng.integers(0, s + 1, (b, t)).astype(np.int32)
+  k_end[rng.random((b, t)) < 0.2] = 0
+  k_start = (k_end * rng.random((b, t))).astype(np.int32)
+  return draw(b, t, n, h), draw(b, s, k, h), draw(b, s, k, h), k_end, k_start
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_dense_float64_mask(shape, seed):
+  q, k, v, k_end, k_start = make(shape, seed)
+  start = k_start if seed % 2 else np.zeros_like(k_start)
+  pos = np.arange(shape[2])
+  mask = (pos >= start[..., None]) & (pos < k_end[..., None])
+  want_out, want_lse = dense(q, k, v, mask)
+  for row, end in enumerate(k_end.max(1)):  # Must never be read.
+    k[row, end:] = v[row, end:] = np.nan
+  out, lse = range_attention(
+    *map(jnp.asarray, (q, k, v, k_end)),
+    k_start=jnp.asarray(start) if seed % 2 else None,
+  )
+  np.testing.assert_allclose(out, want_out, rtol=1e-4, atol=2e-6)
+  np.testing.assert_allclose(lse, want_lse, rtol=1e-5, atol=1e-5)
+  empty = k_end <= start
+  assert (np.asarray(out)[empty] == 0).all()
+  assert np.isneginf(np.asarray(lse)[empty]).all()
+
+
+def test_all_rows_empty():
+  q, k, v, k_end, _ = make(SHAPES[0], 0)
+  out, lse = range_attention(
+    jnp.asarray(q),
+    jnp.asarray(k * np.nan),
+    jnp.asarray(v * np.nan),
+    jnp.zeros_like(k_end),
+  )
+  assert (out == 0).all() and jnp.isneginf(lse).all()
+
+
+def test_a_row_does_not_depend_on_the_others():
+  q, k, v, k_end, _ = make((4, 3, 3 * CHUNK, 4, 2, 8), 1)
+  k_end[1] = 3 * CHUNK
+  together = range_attention(*map(jnp.asarray, (q, k, v, k_end)))
+  for row in range(4):
+    part = slice(row, row + 1)
+    alone = range_attention(*(jnp.asarray(x[part]) for x in (q, k, v, k_end)))
+    np.testing.assert_allclose(
+      together[0][part], alone[0], rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_gradients_match_dense(shape):
+  q, k, v, k_end, k_start = map(jnp.asarray, make(shape, 2))
+  rng = np.random.default_rng(3)
+  weigh_out = jnp.asarray(rng.standard_normal(q.shape).astype(np.float32))
+  weigh_lse = jnp.asarray(rng.standard_normal(q.shape[:3]).astype(np.float32))
+
+  def score(out, lse):
+    lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    return (out * weigh_out).sum() + (lse * weigh_lse).sum()
+
+  def plain(q, k, v):
+    group = q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)
+    s = jnp.einsum("btnh,bsnh->btns", q, k) * q.shape[-1] ** -0.5
+    pos = jnp.arange(k.shape[1])[None, None]
+    mask = (pos >= k_start[..., None]) & (pos < k_end[..., None])
+    s = jnp.where(mask[:, :, None], s, -1e30)
+    some = mask.any(-1)[:, :, None]
+    lse = jnp.where(some, jax.nn.logsumexp(s, -1), 0.0)
+    p = jnp.where(some[..., None], jax.nn.softmax(s, -1), 0.0)
+    return score(jnp.einsum("btns,bsnh->btnh", p, v), lse)
+
+  ours = lambda q, k, v: score(
+    *range_attention(q, k, v, k_end, k_start=k_start)
+  )
+  got = jax.grad(ours, (0, 1, 2))(q, k, v)
+  want = jax.grad(plain, (0, 1, 2))(q, k, v)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_merge_joins_range_and_local_terms():
+  """Prefix by range attention + block with itself = one dense mask."""
+  b, t, s, n, k, h, block = 2, 12, 40, 4, 2, 8, 4
+  q, k_, v_, _, _ = make((b, t, s, n, k, h), 4)
+  rng = np.random.default_rng(5)
+  own_k, own_v = (
+    rng.standard_normal((b, t, k, h)).astype(np.float32) for _ in "kv"
+  )
+  k_end = np.repeat(rng.integers(0, s, (b, t // block)), block, 1)
+  k_end[0, :block] = 0  # A block with nothing before it.
+  k_end = k_end.astype(np.int32)
+  out = merge(
+    *range_attention(*map(jnp.asarray, (q, k_, v_, k_end))),
+    *local_attention(*map(jnp.asarray, (q, own_k, own_v)), block),
+  )
+  mask = np.arange(s) < k_end[..., None]
+  same = np.arange(t)[:, None] // block == np.arange(t) // block
+  mask = np.concatenate([mask, np.broadcast_to(same, (b, t, t))], -1)
+  want = dense(
+    q, np.concatenate([k_, own_k], 1), np.concatenate([v_, own_v], 1), mask
+  )
+  np.testing.assert_allclose(out[0], want[0], rtol=1e-4, atol=2e-6)
+  np.testing.assert_allclose(out[1], want[1], rtol=1e-5, atol=1e-5)
+
+
+def test_merge_of_two_empty_terms_is_zero():
+  zero, none = jnp.zeros((2, 3, 4)), jnp.full((2, 3), -jnp.inf)
+  out, lse = merge(zero, none, zero, none)
+  assert (out == 0).all() and jnp.isneginf(lse).all()
+  grads = jax.grad(lambda a: merge(a, none, zero, none)[0].sum())(zero)
+  assert jnp.isfinite(grads).all()
+
+
+def test_bfloat16_keeps_its_dtype():
+  q, k, v, k_end, _ = map(jnp.asarray, make(SHAPES[2], 0))
+  low = lambda x: x.astype(jnp.bfloat16)
+  out, lse = range_attention(low(q), low(k), low(v), k_end)
+  want, _ = range_attention(q, k, v, k_end)
+  assert out.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
+  np.testing.assert_allclose(out.astype(jnp.float32), want, atol=5e-2)
+
+
+def bad(**changes):
+  q, k, v, k_end, _ = map(jnp.asarray, make(SHAPES[0], 0))
+  return {"q": q, "k": k, "v": v, "k_end": k_end} | changes
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"q": jnp.zeros((2, 5, 4))}, r"q should be \[B, T, N, H\]"),
+    ({"q": jnp.zeros((3, 5, 4, 8))}, "agree in B and H"),
+    ({"q": jnp.zeros((2, 5, 3, 8))}, "the 3 query heads should be a multiple"),
+    ({"q": jnp.zeros((2, 5, 4, 8), jnp.bfloat16)}, "share one floating dtype"),
+    ({"k_end": jnp.zeros((2, 4), jnp.int32)}, r"k_end should be .* \(2, 5\)"),
+    ({"k_end": jnp.zeros((2, 5))}, "k_end should be integers"),
+    ({"implementation": "cuda"}, "implementation should be one of"),
+  ],
+)
+def test_bad_arguments_are_named(changes, message):
+  arguments = bad(**changes)
+  how = {k: arguments.pop(k) for k in ("implementation",) if k in arguments}
+  with pytest.raises(ValueError, match=message):
+    range_attention(**arguments, **how)
+
+
+def test_local_attention_names_a_bad_block():
+  q, k, v, _, _ = map(jnp.asarray, make((1, 6, 6, 2, 2, 4), 0))
+  with pytest.raises(ValueError, match="6 queries should be a multiple"):
+    local_attention(q, k, v, 4)
+
+
+@pytest.mark.parametrize("name", ["mosaic", "triton"])
+def test_a_kernel_that_cannot_run_says_so(name):
+  with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
+    range_attention(**bad(), implementation=name)

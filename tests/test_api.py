@@ -1,0 +1,162 @@
+"""The Python API, and the model card's three functions."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import nemodiff_jax as nd
+from nemodiff_jax.decode import memory
+from nemodiff_jax.decode.config import decode_config
+from nemodiff_jax.nn.config import preset
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+  return nd.load(str(folder))
+
+
+def test_generate_takes_texts_and_ids(model):
+  one = nd.generate(model, "w9 w8", max_new_tokens=4)
+  assert len(one) == 1 and one[0].prompt_tokens == 3
+  assert nd.generate(model, [1, 9, 8], max_new_tokens=4) == one
+  assert nd.generate(model, np.array([1, 9, 8]), max_new_tokens=4) == one
+  both = nd.generate(model, ["w9 w8", [7, 7]], max_new_tokens=4)
+  assert both[0] == one[0] and both[1].prompt_tokens == 2
+  assert nd.generate(model, []) == []
+
+
+def test_modes_change_at_launch_alone(model):
+  prompts = helpers.prompts_of(model.config, (3, 9, 5))
+  settings = {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
+  outs = {
+    mode: nd.generate(model, prompts, mode=mode, batch_size=2, **settings)
+    for mode in ("ar", "diffusion", "linear_spec", "quadratic_spec")
+  }
+  texts = {m: [o.text for o in out] for m, out in outs.items()}
+  assert texts["ar"] == texts["linear_spec"] == texts["quadratic_spec"]
+  assert outs["ar"][0].accepted is None is outs["diffusion"][0].accepted
+  assert sum(outs["linear_spec"][0].accepted) >= 19
+
+
+def test_bad_settings_are_named(model):
+  with pytest.raises(nd.UserError, match="unknown setting .*blok_length"):
+    nd.generate(model, [[7]], blok_length=3)
+  with pytest.raises(nd.UserError, match="mode should be one of"):
+    nd.generate(model, [[7]], mode="fast")
+  with pytest.raises(nd.UserError, match="top_p should lie in"):
+    nd.generate(model, [[7]], top_p=0.0)
+  with pytest.raises(nd.UserError, match="batch_size should be at least 1"):
+    nd.generate(model, [[7]], batch_size=0)
+  with pytest.raises(nd.UserError, match="prompt_ids should be a list"):
+    nd.generate(model, [7.5, 8.5])
+  with pytest.raises(nd.UserError, match="dtype should be one of"):
+    nd.load(None, dtype="float64")
+
+
+def test_model_card_signatures(model):
+  prompts = np.array(helpers.prompts_of(model.config, (6, 6)))
+  ids, nfe = model.ar_generate(prompts[:1], max_new_tokens=12)
+  assert ids.shape == (1, 18) and nfe == 12
+  assert (ids[:, :6] == prompts[:1]).all()
+  spec, spec_nfe = model.linear_spec_generate(
+    prompts[:1], max_new_tokens=12, block_length=8
+  )
+  assert (spec == ids).all()
+  want = nd.generate(
+    model, prompts[0], mode="linear_spec", block_length=8, max_new_tokens=12
+  )[0]
+  assert spec_nfe == want.nfe
+  out, nfe = model.generate(prompts[0], 12, 8, threshold=0.5)
+  want = nd.generate(
+    model, prompts[0], mode="diffusion", block_length=8, threshold=0.5,
+    max_new_tokens=12,
+  )[0]  # fmt: skip
+  assert out[0, 6:].tolist() == want.token_ids and nfe == want.nfe
+  slow, nfe = model.generate(prompts[0], 16, 8)  # Card: one token a pass.
+  assert nfe == 7 + 1 + 7 and slow.shape == (1, 22)
+
+
+def test_model_card_batch_fills_rows_that_ended(model):
+  prompts = np.array(helpers.prompts_of(model.config, (6, 6)))
+  free, _ = model.ar_generate(prompts, max_new_tokens=10, eos_token_id=[])
+  stop = int(free[0, 6 + 2])
+  out, nfe = model.ar_generate(prompts, max_new_tokens=10, eos_token_id=stop)
+  first = free[0, 6:].tolist().index(stop) + 1
+  assert out[0, 6 : 6 + first].tolist() == free[0, 6 : 6 + first].tolist()
+  assert (out[0, 6 + first :] == stop).all() and nfe >= first
+
+
+def test_importing_the_package_imports_nothing_heavy():
+  code = (
+    "import sys, nemodiff_jax\n"
+    "heavy = {'jax', 'flax', 'tokenizers', 'orbax', 'huggingface_hub'}\n"
+    "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    "import nemodiff_jax.api\n"
+    "kernels = ('jax.experimental.pallas', 'jax_triton', 'triton', 'torch',\n"
+    "           'huggingface_hub', 'optax', 'orbax', 'fastapi', 'sentencepiece')\n"
+    "assert not [m for m in kernels if m in sys.modules]\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_of_the_package_exist():
+  assert all(getattr(nd, name) is not None for name in nd.__all__)
+  with pytest.raises(AttributeError, match="no attribute 'nope'"):
+    _ = nd.nope
+
+
+CONFIG = preset("8b")
+
+
+def needs(batch, prompt, new=512, mode="linear_spec"):
+  config = decode_config(CONFIG, mode)
+  return memory.estimate(CONFIG, config, "bfloat16", batch, prompt, new)
+
+
+def test_memory_estimate_of_the_8b():
+  """16 GiB of weights; 136 KiB of cache per token at bfloat16."""
+  small = needs(1, 512)
+  assert small.params == 2 * 8_489_553_920
+  assert small.cache == 2 * 34 * 8 * 128 * 2 * 1280
+  assert needs(4, 512).cache == 4 * small.cache
+  assert needs(1, 512, mode="ar").work < small.work
+
+
+def check(monkeypatch, gib, batch, prompt, **how):
+  monkeypatch.setattr(memory, "free_memory", lambda: int(gib * 2**30))
+  config = decode_config(CONFIG, "ar")
+  memory.check_memory(CONFIG, config, "bfloat16", batch, prompt, 512, **how)
+
+
+def test_too_large_names_what_fits(monkeypatch):
+  check(monkeypatch, 24, 8, 2000)
+  with pytest.raises(nd.UserError, match="largest batch that fits .* is [1-9]"):
+    check(monkeypatch, 24, 64, 2000)
+  with pytest.raises(
+    nd.UserError, match=r"largest that fits is batch 1 x length \d{4,5}\."
+  ) as error:
+    check(monkeypatch, 18, 4, 200_000)
+  length = int(str(error.value).split("length ")[-1].rstrip("."))
+  check(monkeypatch, 18, 1, length - 512)
+  with pytest.raises(nd.UserError, match="Not even one short row fits"):
+    check(monkeypatch, 8, 1, 100)
+  with pytest.raises(nd.UserError, match="GiB free beside the parameters"):
+    check(monkeypatch, 1, 64, 2000, loaded=True)
+
+
+def test_memory_is_checked_before_loading_and_decoding(
+  folder, model, monkeypatch
+):
+  monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+  with pytest.raises(nd.UserError, match="Not even one short row"):
+    nd.load(str(folder))
+  with pytest.raises(nd.UserError, match="GiB free beside the parameters"):
+    nd.generate(model, [[7]])
+
+
+def test_free_memory_is_known_here():
+  assert jax.default_backend() != "cpu" or memory.free_memory() > 2**20

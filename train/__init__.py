@@ -1,0 +1,1 @@
+"""Training of tri-mode models."""
