@@ -1,0 +1,93 @@
+"""Text of a growing list of tokens, as it becomes certain.
+
+Tokens may arrive one at a time or a block at a time: the text that comes out is
+the same. A character is held back until all its bytes are there, and whatever
+might be the beginning of a stop string until it is clear that it is not.
+"""
+
+from collections.abc import Sequence
+
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.tokenizer import Tokenizer
+
+MAX_STOPS = 16
+_BROKEN = "\ufffd"  # What a decoder shows for bytes that are no character yet.
+
+
+class TextStream:
+  """Turns tokens into text that never has to be taken back.
+
+  Attributes:
+    stopped: whether a stop string has been completed.
+    text: all the text so far that is certain, without the stop string.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+    self.stopped = False
+    self.text = ""
+    self._tokenizer = tokenizer
+    self._stops = tuple(stops)
+    self._ids: list[int] = []
+    self._window = 0  # Tokens from here on are decoded together.
+    self._known = 0  # Tokens whose text is in _buffer.
+    self._buffer = ""  # All decoded text, held back or not.
+
+  def push(self, token: int) -> bool:
+    """Adds a token; returns whether it completes a stop string."""
+    if self.stopped:
+      return True
+    self._ids.append(token)
+    before = self._tokenizer.decode(self._ids[self._window : self._known])
+    now = self._tokenizer.decode(self._ids[self._window :])
+    if now.endswith(_BROKEN) or len(now) < len(before):
+      return False
+    self._window, self._known = self._known, len(self._ids)
+    return self._add(now[len(before) :])
+
+  def close(self) -> str:
+    """Ends the stream: nothing is held back any more. Returns the text."""
+    if not self.stopped:
+      before = self._tokenizer.decode(self._ids[self._window : self._known])
+      rest = self._tokenizer.decode(self._ids[self._window :])
+      if not self._add(rest[len(before) :]):
+        self.text = self._buffer
+    return self.text
+
+  def _add(self, new: str) -> bool:
+    start = max(0, len(self._buffer) - max(map(len, self._stops), default=0))
+    self._buffer += new
+    found = [self._buffer.find(s, start) for s in self._stops]
+    if any(f >= 0 for f in found):
+      self.stopped = True
+      self.text = self._buffer[: min(f for f in found if f >= 0)]
+      return True
+    self.text = self._buffer[: len(self._buffer) - self._held()]
+    return False
+
+  def _held(self) -> int:
+    """Length of the longest end that may begin a stop string."""
+    longest = 0
+    for stop in self._stops:
+      for size in range(min(len(stop) - 1, len(self._buffer)), longest, -1):
+        if self._buffer.endswith(stop[:size]):
+          longest = size
+          break
+    return longest
+
+
+def check_stops(stops: str | Sequence[str]) -> tuple[str, ...]:
+  """Stop strings as a tuple.
+
+  Raises:
+    UserError: an empty one, too many, or not texts.
+  """
+  given = (stops,) if isinstance(stops, str) else tuple(stops)
+  if not all(isinstance(s, str) for s in given):
+    raise UserError(f"stop should be a text or a list of texts, got {stops!r}.")
+  if len(given) > MAX_STOPS:
+    raise UserError(
+      f"stop should hold at most {MAX_STOPS} texts, got {len(given)}."
+    )
+  if "" in given:
+    raise UserError("stop should hold no empty text.")
+  return given
