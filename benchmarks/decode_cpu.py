@@ -71,19 +71,22 @@ class Peer:
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    if self.process.stdin is None or self.process.stdout is None:
+      raise SystemExit("the peer has no pipes")
+    self.jobs, self.answers = self.process.stdin, self.process.stdout
     self.versions = self._read()
 
   def run(self, prompt: list[int], tokens: int) -> dict:
     job = json.dumps({"prompt": prompt, "tokens": tokens})
-    print(job, file=self.process.stdin, flush=True)
+    print(job, file=self.jobs, flush=True)
     return self._read()
 
   def close(self):
-    self.process.stdin.close()
+    self.jobs.close()
     self.process.wait()
 
   def _read(self) -> dict:
-    line = self.process.stdout.readline()
+    line = self.answers.readline()
     if not line:
       raise SystemExit("the peer stopped: are torch and transformers there?")
     return json.loads(line)

@@ -15,7 +15,7 @@ from nemodiff_jax.decode.config import (
   check_prompt,
   decode_config,
 )
-from nemodiff_jax.decode.generate import DecodedIds, decode_ids
+from nemodiff_jax.decode.generate import DecodedIds, Logprobs, decode_ids
 from nemodiff_jax.decode.memory import check_memory
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
@@ -43,6 +43,7 @@ class DecodeOutput:
     prompt_tokens: length of the prompt.
     completion_tokens: len(token_ids).
     accepted: tokens accepted per cycle (speculative modes; None otherwise).
+    logprobs: of the tokens and the likeliest ones; None unless asked for.
   """
 
   text: str | None
@@ -54,6 +55,7 @@ class DecodeOutput:
   prompt_tokens: int
   completion_tokens: int
   accepted: list[int] | None = None
+  logprobs: Logprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +278,7 @@ def generate_rows(
       settings,
       batch=batch_size,
       attention=model.attention,
+      tokenizer=model.tokenizer,
     )
     for prompt, ids in zip(part, decoded, strict=True):
       yield make_output(model.tokenizer, config.mode, len(prompt), ids)
@@ -309,7 +312,9 @@ def make_output(
   shown = ids.token_ids[:-1] if ids.finish_reason == "stop" else ids.token_ids
   count = len(ids.token_ids)
   return DecodeOutput(
-    text=None if tokenizer is None else tokenizer.decode(shown),
+    text=ids.text
+    if ids.text is not None or tokenizer is None
+    else tokenizer.decode(shown),
     token_ids=ids.token_ids,
     finish_reason=ids.finish_reason,
     mode=mode,
@@ -318,4 +323,5 @@ def make_output(
     prompt_tokens=prompt_tokens,
     completion_tokens=count,
     accepted=ids.accepted,
+    logprobs=ids.logprobs,
   )

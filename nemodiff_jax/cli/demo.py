@@ -9,6 +9,7 @@ of ar.
 
 import dataclasses
 import time
+from typing import Any
 
 from absl import flags
 
@@ -30,7 +31,7 @@ flags.declare_key_flag("block_length")
 def main() -> int:
   """Runs the command; returns the exit code."""
   model = shared.load(shared.checkpoint())
-  settings = dataclasses.asdict(shared.row_settings())
+  settings: dict[str, Any] = dataclasses.asdict(shared.row_settings())
   settings["block_length"] = shared.BLOCK_LENGTH.value
   print(f"prompt: {_PROMPT.value}\n")
   rows, ar = [], None

@@ -142,8 +142,10 @@ class Writer:
   def result(self, task: Task, output: DecodeOutput) -> None:
     """Writes the result of a task."""
     fields = dataclasses.asdict(output)
-    if output.accepted is None:
-      fields = {k: v for k, v in fields.items() if k != "accepted"}
+    extra = ("accepted", "logprobs")
+    fields = {
+      k: v for k, v in fields.items() if k not in extra or v is not None
+    }
     self._write({"id": task.id, **fields})
 
   def refusal(self, refused: Refused) -> None:

@@ -3,25 +3,26 @@
 from dataclasses import replace
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from nemodiff_jax.decode.sampling import choose
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
+  Picked,
   Weights,
   block_pass,
   emit,
+  end_thinking,
+  trace,
 )
 
 
-def begin(
-  decoder: Decoder, state: DecodeState, first: Int[Array, "B 1"]
-) -> DecodeState:
-  """The prefill yields the first token and counts as its pass."""
-  state = replace(
-    state, block=first, nfe=state.nfe + state.running.astype(jnp.int32)
-  )
+def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
+  """The prefill yields the first token [B, 1] and counts as its pass."""
+  del decoder
+  first = end_thinking(state, first, state.lengths[:, None])
+  nfe = state.nfe + state.running.astype(jnp.int32)
+  state = replace(state, block=first, nfe=nfe)
   return emit(state, first, jnp.ones_like(state.count))
 
 
@@ -31,5 +32,7 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   logits, state = block_pass(decoder, weights, state, causal)
   lengths = state.lengths + state.running.astype(jnp.int32)
   token = choose(decoder, logits, lengths[:, None], state.rows)
+  token = end_thinking(state, token, lengths[:, None])
+  state = trace(decoder, state, token)
   state = replace(state, block=token, lengths=lengths)
   return emit(state, token, jnp.ones_like(state.count))

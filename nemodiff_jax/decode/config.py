@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.text.stream import check_stops
 
 MODES = ("ar", "diffusion", "linear_spec", "quadratic_spec")
 QUADRATIC_BLOCK = 16
 DEFAULT_THRESHOLD = 0.9
+MAX_LOGPROBS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,12 @@ class RowSettings:
     seed: of the noise; with the position it alone decides the noise.
     stop_token_ids: ids that end the row as an EOS does.
     ignore_eos: do not end at an EOS.
+    stop: texts that end the row when they appear; a text, or a list of them.
+    logprobs: return the log-probability of every token, and of this many of
+      the likeliest; None returns none.
+    max_thinking_tokens: after so many tokens the end-of-thinking token is
+      forced, if it has not come before; None: no budget.
+    end_think_token_id: that token; None: the tokenizer's </think>.
   """
 
   max_new_tokens: int = 128
@@ -106,6 +114,10 @@ class RowSettings:
   seed: int = 0
   stop_token_ids: Sequence[int] = ()
   ignore_eos: bool = False
+  stop: str | Sequence[str] = ()
+  logprobs: int | None = None
+  max_thinking_tokens: int | None = None
+  end_think_token_id: int | None = None
 
   def __post_init__(self):
     _whole("max_new_tokens", self.max_new_tokens, 1)
@@ -137,6 +149,14 @@ class RowSettings:
     for token in self.stop_token_ids:
       _whole("each of stop_token_ids", token, 0)
     object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+    object.__setattr__(self, "stop", check_stops(self.stop))
+    for name in ("logprobs", "max_thinking_tokens", "end_think_token_id"):
+      if getattr(self, name) is not None:
+        _whole(name, getattr(self, name), 0)
+    if self.logprobs is not None and self.logprobs > MAX_LOGPROBS:
+      raise UserError(
+        f"logprobs should be at most {MAX_LOGPROBS}, got {self.logprobs}."
+      )
 
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(RowSettings))
@@ -163,7 +183,8 @@ def check_prompt(
       "the prompt is empty; it should hold at least one token.", "empty_prompt"
     )
   ids = [i.item() if hasattr(i, "item") else i for i in ids]
-  for i in (*ids, *row.stop_token_ids):
+  named = [i for i in (row.end_think_token_id,) if i is not None]
+  for i in (*ids, *row.stop_token_ids, *named):
     if not isinstance(i, int) or isinstance(i, bool):
       raise UserError(f"token ids should be integers, got {i!r}.", "bad_ids")
     if not 0 <= i < model.vocab_size:

@@ -9,28 +9,30 @@ wait for each other: one forward pass serves rows in either phase.
 from dataclasses import replace
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool
 
 from nemodiff_jax.decode.commit import reveal, schedule
 from nemodiff_jax.decode.sampling import choose, confidence
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
+  Picked,
   Weights,
   block_pass,
   emit,
+  end_thinking,
   fresh_block,
   is_stop,
+  select,
+  trace,
 )
 
 DENOISE, COMMIT = 0, 1
 
 
-def begin(
-  decoder: Decoder, state: DecodeState, first: Int[Array, "B 1"]
-) -> DecodeState:
+def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
   """The prefill (not counted) seeds slot 0 of the first block."""
-  state = replace(state, block=fresh_block(decoder, first[:, 0]))
+  state = replace(state, block=_canvas(decoder, state, first))
   state = replace(state, masked=_open(decoder, state).sum(1, dtype=jnp.int32))
   return _settle(decoder, state)
 
@@ -42,32 +44,39 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = commit[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
-  tokens = choose(decoder, logits, positions, state.rows)
+  picked = choose(decoder, logits, positions, state.rows)
+  state = trace(decoder, state, picked)
 
   rows = state.rows
   quota = schedule(state.masked, rows.steps, state.turn, rows.threshold)
-  shown = reveal(
-    confidence(logits, tokens), _open(decoder, state), rows.threshold, quota
-  )
-  denoised = jnp.where(shown, tokens, state.block)
-  seeded = fresh_block(decoder, tokens[:, -1])
-  move = commit & state.running
+  sure = confidence(logits, picked.token)
+  shown = reveal(sure, _open(decoder, state), rows.threshold, quota)
+  denoised = select(shown, picked, state.block)
+  move = jnp.where(commit & state.running, decoder.block, 0)
   state = replace(
     state,
-    block=jnp.where(commit[:, None], seeded, denoised),
-    lengths=state.lengths + jnp.where(move, decoder.block, 0),
+    lengths=state.lengths + move,
     turn=jnp.where(commit, 0, state.turn + 1),
   )
+  seeded = _canvas(decoder, state, picked.part(slice(-1, None)))
+  state = replace(state, block=select(commit[:, None], seeded, denoised))
   opened = _open(decoder, state).sum(1, dtype=jnp.int32)
   state = replace(state, masked=jnp.where(commit, opened, state.masked))
   return _settle(decoder, state)
 
 
-def _open(decoder: Decoder, state: DecodeState):
+def _canvas(decoder: Decoder, state: DecodeState, first: Picked) -> Picked:
+  """A fresh block; a thinking budget that ends in it is written into it."""
+  block = fresh_block(decoder, first)
+  slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
+  return end_thinking(state, block, state.lengths[:, None] + slot)
+
+
+def _open(decoder: Decoder, state: DecodeState) -> Bool[Array, "B C"]:
   """Masked slots that the row still has room for."""
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   room = (state.rows.max_new - state.count)[:, None]
-  return (state.block == decoder.mask_id) & (slot < room)
+  return (state.block.token == decoder.mask_id) & (slot < room)
 
 
 def _settle(decoder: Decoder, state: DecodeState) -> DecodeState:
@@ -76,7 +85,7 @@ def _settle(decoder: Decoder, state: DecodeState) -> DecodeState:
   A block is complete when no slot that counts is masked before its first
   stop id.
   """
-  stop = is_stop(state.block, state.rows)
+  stop = is_stop(state.block.token, state.rows)
   before_stop = jnp.cumsum(stop, 1) == 0
   complete = ~(_open(decoder, state) & before_stop).any(1)
   state = emit(state, state.block, jnp.where(complete, decoder.block, 0))

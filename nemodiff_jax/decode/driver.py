@@ -1,13 +1,18 @@
 """Two drivers over one step: a compiled loop, and a generator of states."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Int
 
 from nemodiff_jax.decode.prefill import MODE
-from nemodiff_jax.decode.state import Decoder, DecodeState, Weights
+from nemodiff_jax.decode.state import STOPPED, Decoder, DecodeState, Weights
+from nemodiff_jax.text.stream import TextStream
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
@@ -20,19 +25,64 @@ def run(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   return lax.while_loop(lambda s: s.running.any(), step, state)
 
 
-def passes(
+@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
+def one_pass(
   decoder: Decoder, weights: Weights, state: DecodeState
+) -> DecodeState:
+  """Runs one step; the state is donated."""
+  return MODE[decoder.mode].step(decoder, weights, state)
+
+
+def passes(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  streams: Sequence[TextStream | None] = (),
 ) -> Iterator[DecodeState]:
   """Yields the state now and after every pass, until every row has ended.
 
   A yielded state is donated to the next pass: copy what is to be kept.
+
+  Args:
+    decoder: static part.
+    weights: parameters.
+    state: after the prefill.
+    streams: per row, what is told of every new token (but for the one that
+      ends the row by its id); a row whose stop string is complete ends there.
   """
-  yield state
-  while bool(state.running.any()):
-    state = _one(decoder, weights, state)
+  told = [0] * len(streams)
+  while True:
+    state = _tell(state, streams, told)
     yield state
+    if not bool(state.running.any()):
+      return
+    state = one_pass(decoder, weights, state)
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
-def _one(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
-  return MODE[decoder.mode].step(decoder, weights, state)
+def _tell(
+  state: DecodeState, streams: Sequence[TextStream | None], told: list[int]
+) -> DecodeState:
+  if not any(streams):
+    return state
+  tokens, count, status = jax.device_get(
+    (state.output.token, state.count, state.status)
+  )
+  kept, hit = count.copy(), np.zeros(len(count), bool)
+  for row, stream in enumerate(streams):
+    if stream is None:
+      continue
+    end = count[row] - (status[row] == STOPPED)
+    while told[row] < end and not hit[row]:
+      token = int(tokens[row, told[row]])
+      told[row] += 1
+      if stream.push(token):
+        kept[row], hit[row] = told[row], True
+  return _end(state, kept, hit) if hit.any() else state
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def _end(
+  state: DecodeState, count: Int[Array, "B"], hit: Bool[Array, "B"]
+) -> DecodeState:
+  status = jnp.where(hit, STOPPED, state.status).astype(jnp.int32)
+  return dataclasses.replace(state, count=count, status=status)

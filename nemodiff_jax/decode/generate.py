@@ -14,14 +14,33 @@ from nemodiff_jax.decode.state import (
   STOPPED,
   Decoder,
   DecodeState,
+  Picked,
   Rows,
   Weights,
 )
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import Transformer
+from nemodiff_jax.text.stream import TextStream
+from nemodiff_jax.text.tokenizer import Tokenizer
 
 _MIN_CAPACITY = 128
 _NO_THRESHOLD = 2.0  # Above any confidence.
+
+
+@dataclasses.dataclass(frozen=True)
+class Logprobs:
+  """Log-probabilities of one row's tokens, of the distribution sampled from.
+
+  Attributes:
+    token: [T] of each token.
+    top_ids: [T][<= k] the likeliest tokens in its place.
+    top: [T][<= k] of these.
+  """
+
+  token: list[float]
+  top_ids: list[list[int]]
+  top: list[list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +53,16 @@ class DecodedIds:
     nfe: forward passes, counted as the mode's page in docs/decoding.md says.
     accepted: tokens accepted per cycle, before the output is cut
       (speculative modes; None otherwise).
+    logprobs: None unless asked for.
+    text: what its text stream made of it; None without one.
   """
 
   token_ids: list[int]
   finish_reason: str
   nfe: int
   accepted: list[int] | None
+  logprobs: Logprobs | None = None
+  text: str | None = None
 
 
 def decode_ids(
@@ -51,8 +74,12 @@ def decode_ids(
   *,
   batch: int | None = None,
   attention: str | None = None,
+  tokenizer: Tokenizer | None = None,
 ) -> list[DecodedIds]:
-  """Decodes one batch in the compiled loop.
+  """Decodes one batch.
+
+  In the compiled loop; pass by pass if a row has stop strings, since text
+  cannot be matched on the device.
 
   Args:
     module: the model.
@@ -62,13 +89,51 @@ def decode_ids(
     settings: of each row.
     batch: rows to pad to, so that batches share a program; default: none.
     attention: implementation of range attention; None: chosen.
+    tokenizer: for stop strings.
+
+  Raises:
+    UserError: stop strings without a tokenizer.
   """
+  if any(s.stop for s in settings):
+    *_, last = stream_ids(
+      module, weights, config, prompts, settings,
+      batch=batch, attention=attention, tokenizer=tokenizer,
+    )  # fmt: skip
+    return last.results(len(prompts))
   decoder, weights, state = start(
     module, weights, config, prompts, settings, batch, attention
   )
   with _exact(module):
     state = driver.run(decoder, weights, state)
-  return _results(config, state)[: len(prompts)]
+  return _results(config, state, settings)[: len(prompts)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """A batch between two passes.
+
+  Attributes:
+    config: how it decodes.
+    settings: of each row.
+    state: donated to the next pass; read it before asking for the next.
+    texts: the text stream of each row; None where there is no tokenizer.
+  """
+
+  config: DecodeConfig
+  settings: Sequence[RowSettings]
+  state: DecodeState
+  texts: Sequence[TextStream | None]
+
+  def results(self, rows: int | None = None) -> list[DecodedIds]:
+    """What is known; a row that has not ended shows 'length'."""
+    done = _results(self.config, self.state, self.settings)[:rows]
+    ended = jax.device_get(~self.state.running)
+    return [
+      r
+      if text is None
+      else dataclasses.replace(r, text=text.close() if end else text.text)
+      for r, text, end in zip(done, self.texts, ended, strict=False)
+    ]
 
 
 def stream_ids(
@@ -77,16 +142,29 @@ def stream_ids(
   config: DecodeConfig,
   prompts: Sequence[Sequence[int]],
   settings: Sequence[RowSettings],
-) -> Iterator[list[DecodedIds]]:
-  """Like `decode_ids`, but yields what is known before and after each pass.
+  *,
+  batch: int | None = None,
+  attention: str | None = None,
+  tokenizer: Tokenizer | None = None,
+  traced: bool = False,
+) -> Iterator[Moment]:
+  """Like `decode_ids`, but yields before the first and after every pass.
 
-  The last item equals the result of `decode_ids`; a row that has not ended
-  shows 'length' until it has.
+  The last moment's results are those of `decode_ids`.
   """
-  decoder, weights, begun = start(module, weights, config, prompts, settings)
+  if tokenizer is None and any(s.stop for s in settings):
+    raise UserError("stop strings need a tokenizer; use stop_token_ids.")
+  decoder, weights, begun = start(
+    module, weights, config, prompts, settings, batch, attention, traced
+  )
+  rows = begun.lengths.shape[0]
+  texts: list[TextStream | None] = [None] * rows
+  if tokenizer is not None:
+    for row, s in enumerate(settings):
+      texts[row] = TextStream(tokenizer, s.stop)
   with _exact(module):
-    for state in driver.passes(decoder, weights, begun):
-      yield _results(config, state)
+    for state in driver.passes(decoder, weights, begun, texts):
+      yield Moment(config, settings, state, texts)
 
 
 def start(
@@ -97,6 +175,7 @@ def start(
   settings: Sequence[RowSettings],
   batch: int | None = None,
   attention: str | None = None,
+  traced: bool = False,
 ) -> tuple[Decoder, Weights, DecodeState]:
   """Prefills a batch; what is returned goes to `driver`."""
   sampled = [s for s in settings if s.temperature > 0]
@@ -106,6 +185,8 @@ def start(
     block=1 if config.mode == "ar" else config.block_length,
     sampled=bool(sampled),
     filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
+    logprobs=max(_wanted(settings), default=None),
+    traced=traced,
     attention=attention,
   )
   if config.mode != "linear_spec":
@@ -162,6 +243,8 @@ def make_rows(
     seed=column(
       ((s.seed >> 32, s.seed & 0xFFFFFFFF) for s in settings), np.uint32
     ),
+    think_at=column((_budget(s)[0] for s in settings), np.int32),
+    think_id=column((_budget(s)[1] for s in settings), np.int32),
     threshold=column(threshold for _ in settings),
     steps=column(
       (config.steps_per_block or config.block_length for _ in settings),
@@ -181,10 +264,24 @@ def largest_pass(config: DecodeConfig, longest: int) -> tuple[int, int]:
   return max(queries, size * (size + 1) if quadratic else size), size
 
 
-def _results(config: DecodeConfig, state: DecodeState) -> list[DecodedIds]:
-  tokens, count, nfe, status, accepted, cycles = jax.device_get(
+def _wanted(settings: Sequence[RowSettings]) -> list[int]:
+  return [s.logprobs for s in settings if s.logprobs is not None]
+
+
+def _budget(row: RowSettings) -> tuple[int, int]:
+  """(tokens before thinking has to end, the token that ends it), or -1s."""
+  if row.max_thinking_tokens is None or row.end_think_token_id is None:
+    return -1, -1
+  return row.max_thinking_tokens, row.end_think_token_id
+
+
+def _results(
+  config: DecodeConfig, state: DecodeState, settings: Sequence[RowSettings]
+) -> list[DecodedIds]:
+  """The output of every row that has settings, in one copy to the host."""
+  output, count, nfe, status, accepted, cycles = jax.device_get(
     (
-      state.tokens,
+      state.output,
       state.count,
       state.nfe,
       state.status,
@@ -195,13 +292,29 @@ def _results(config: DecodeConfig, state: DecodeState) -> list[DecodedIds]:
   speculative = config.mode.endswith("_spec")
   return [
     DecodedIds(
-      token_ids=tokens[b, : count[b]].tolist(),
+      token_ids=output.token[b, : count[b]].tolist(),
       finish_reason="stop" if status[b] == STOPPED else "length",
       nfe=int(nfe[b]),
       accepted=accepted[b, : cycles[b]].tolist() if speculative else None,
+      logprobs=_logprobs(output, b, count[b], row.logprobs),
     )
-    for b in range(len(count))
+    for b, row in enumerate(settings)
   ]
+
+
+def _logprobs(
+  output: Picked, row: int, count: int, top: int | None
+) -> Logprobs | None:
+  chosen, ids, values = output.logprob, output.top_ids, output.top_logprobs
+  if top is None or chosen is None or ids is None or values is None:
+    return None
+  ids, values = ids[row, :count, :top], values[row, :count, :top]
+  kept = np.isfinite(values)  # What a filter removed has none.
+  return Logprobs(
+    token=chosen[row, :count].tolist(),
+    top_ids=[i[k].tolist() for i, k in zip(ids, kept, strict=True)],
+    top=[v[k].tolist() for v, k in zip(values, kept, strict=True)],
+  )
 
 
 def _exact(module: Transformer):

@@ -8,32 +8,31 @@ the ar output.
 from dataclasses import replace
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.sampling import choose, confidence
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
+  Picked,
   Weights,
   block_pass,
   emit,
+  end_thinking,
   fresh_block,
+  select,
+  trace,
 )
-from nemodiff_jax.decode.verify import accept, take_accepted
+from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 
 DRAFT, VERIFY = 0, 1
 
 
-def begin(
-  decoder: Decoder, state: DecodeState, first: Int[Array, "B 1"]
-) -> DecodeState:
-  """The prefill counts as a pass and yields the first token."""
-  state = replace(
-    state,
-    block=fresh_block(decoder, first[:, 0]),
-    nfe=state.nfe + state.running.astype(jnp.int32),
-  )
+def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
+  """The prefill counts as a pass and yields the first token [B, 1]."""
+  first = end_thinking(state, first, state.lengths[:, None])
+  nfe = state.nfe + state.running.astype(jnp.int32)
+  state = replace(state, block=fresh_block(decoder, first), nfe=nfe)
   return emit(state, first, jnp.ones_like(state.count))
 
 
@@ -44,23 +43,26 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = verify[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
-  tokens = choose(decoder, logits, positions, state.rows)
+  picked = choose(decoder, logits, positions, state.rows)
+  picked = end_thinking(state, picked, positions)
+  state = trace(decoder, state, picked)
 
-  masked = state.block == decoder.mask_id
+  masked = state.block.token == decoder.mask_id
   shown = reveal(
-    confidence(logits, tokens),
+    confidence(logits, picked.token),
     masked,
     state.rows.draft_threshold,
     jnp.ones_like(state.count),
   )
-  drafted = jnp.where(shown, tokens, state.block)
-  ready = ~(drafted == decoder.mask_id).any(1)
+  drafted = select(shown, picked, state.block)
+  ready = ~(drafted.token == decoder.mask_id).any(1)
 
-  count = accept(state.block, tokens)
-  last = jnp.take_along_axis(tokens, count[:, None] - 1, 1)[:, 0]
-  state = take_accepted(state, tokens, jnp.where(verify, count, 0))
+  count = accept(state.block.token, picked.token)
+  last = last_accepted(picked, count)
+  state = take_accepted(state, picked, jnp.where(verify, count, 0))
+  renewed = fresh_block(decoder, last)
   return replace(
     state,
-    block=jnp.where(verify[:, None], fresh_block(decoder, last), drafted),
+    block=select(verify[:, None], renewed, drafted),
     phase=jnp.where(~verify & ready, VERIFY, DRAFT),
   )

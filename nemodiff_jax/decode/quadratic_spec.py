@@ -8,24 +8,32 @@ accepted tokens, the next draft is already there.
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from nemodiff_jax.decode.sampling import choose
-from nemodiff_jax.decode.state import Decoder, DecodeState, Weights, emit
-from nemodiff_jax.decode.verify import accept, take_accepted
+from nemodiff_jax.decode.state import (
+  Decoder,
+  DecodeState,
+  Picked,
+  Weights,
+  emit,
+  end_thinking,
+  trace,
+)
+from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.model import cached_pass, head
 
 
-def begin(
-  decoder: Decoder, state: DecodeState, first: Int[Array, "B C"]
-) -> DecodeState:
+def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
   """The prefill carried C masks: it gives a whole draft, its first certain."""
-  state = replace(
-    state, block=first, nfe=state.nfe + state.running.astype(jnp.int32)
-  )
-  return emit(state, first, jnp.ones_like(state.count))
+  slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
+  first = end_thinking(state, first, state.lengths[:, None] + slot)
+  nfe = state.nfe + state.running.astype(jnp.int32)
+  state = replace(state, block=first, nfe=nfe)
+  return emit(state, first.part(slice(1)), jnp.ones_like(state.count))
 
 
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
@@ -35,15 +43,19 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   after = state.lengths[:, None] + slot + 1
   verified = choose(decoder, read(hidden[:, :, 0]), after, state.rows)
-  count = accept(state.block, verified)
+  verified = end_thinking(state, verified, after)
+  state = trace(decoder, state, verified)
+  count = accept(state.block.token, verified.token)
+  known = last_accepted(verified, count)
 
-  row = (count - 1)[:, None]
-  known = jnp.take_along_axis(verified, row, 1)
-  ahead = jnp.take_along_axis(hidden, row[..., None, None], 1)[:, 0, 2:]
+  row = (count - 1)[:, None, None, None]
+  ahead = jnp.take_along_axis(hidden, row, 1)[:, 0, 2:]
   behind = (state.lengths + count)[:, None] + slot[:, 1:]
   drafts = choose(decoder, read(ahead), behind, state.rows)
   state = take_accepted(state, verified, count)
-  return replace(state, block=jnp.concatenate([known, drafts], 1))
+  drafts = end_thinking(state, drafts, behind)
+  block = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), known, drafts)
+  return replace(state, block=block)
 
 
 def quadratic_pass(
@@ -51,12 +63,12 @@ def quadratic_pass(
 ) -> tuple[Float[Array, "B C 1+C D"], DecodeState]:
   """Hidden states of every row and column; only column 0 is cached."""
   size = decoder.block
-  batch = state.block.shape[0]
+  batch = state.lengths.shape[0]
   i = jnp.arange(size, dtype=jnp.int32)[None, :, None]
   j = jnp.arange(size + 1, dtype=jnp.int32)[None, None]
   on = state.running[:, None, None]
   shape = (batch, size, size + 1)
-  tokens = jnp.where(j == 0, state.block[..., None], decoder.mask_id)
+  tokens = jnp.where(j == 0, state.block.token[..., None], decoder.mask_id)
   start = state.lengths[:, None, None]
   draft = jnp.broadcast_to(start + i, shape)
 

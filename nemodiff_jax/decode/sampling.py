@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nemodiff_jax.decode.state import Decoder, Rows
+from nemodiff_jax.decode.state import Decoder, Picked, Rows
 
 
 def choose(
@@ -17,7 +17,7 @@ def choose(
   logits: Float[Array, "B T V"],
   positions: Int[Array, "B T"],
   rows: Rows,
-) -> Int[Array, "B T"]:
+) -> Picked:
   """The token at each absolute position: greedy, or drawn with its noise.
 
       argmax(filter(logits / temperature) + gumbel(seed, position))
@@ -28,13 +28,14 @@ def choose(
   logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
   greedy = _argmax(logits)
   if not decoder.sampled:
-    return greedy
+    return _with_logprobs(decoder, logits, greedy)
   heat = rows.temperature[:, None, None]
   scaled = logits / jnp.where(heat > 0, heat, 1.0)
-  noisy = scaled + _gumbel(rows.seed, positions, logits.shape[-1])
   if decoder.filtered:
-    noisy = jnp.where(scaled >= _least_kept(scaled, rows), noisy, -jnp.inf)
-  return jnp.where(heat[..., 0] > 0, _argmax(noisy), greedy)
+    scaled = jnp.where(scaled >= _least_kept(scaled, rows), scaled, -jnp.inf)
+  noisy = scaled + _gumbel(rows.seed, positions, logits.shape[-1])
+  token = jnp.where(heat[..., 0] > 0, _argmax(noisy), greedy)
+  return _with_logprobs(decoder, jnp.where(heat > 0, scaled, logits), token)
 
 
 def confidence(
@@ -43,6 +44,18 @@ def confidence(
   """softmax(logits) at the token; the mask id counts in the denominator."""
   chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
   return jnp.exp(chosen - jax.nn.logsumexp(logits, -1))
+
+
+def _with_logprobs(
+  decoder: Decoder, logits: Float[Array, "B T V"], token: Int[Array, "B T"]
+) -> Picked:
+  if decoder.logprobs is None:
+    return Picked(token)
+  total = jax.nn.logsumexp(logits, -1)
+  chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+  top, ids = jax.lax.top_k(logits, decoder.logprobs)
+  ids = ids.astype(jnp.int32)
+  return Picked(token, chosen - total, ids, top - total[..., None])
 
 
 def _argmax(x: Float[Array, "B T V"]) -> Int[Array, "B T"]:

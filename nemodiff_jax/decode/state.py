@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
@@ -25,6 +26,9 @@ class Decoder:
     block: C; 1 in ar mode.
     sampled: whether any row has a temperature above 0.
     filtered: whether any such row sets top_k, top_p or min_p.
+    logprobs: keep the log-probability of each token, and of this many of the
+      likeliest; None: keep none.
+    traced: keep what each pass proposed.
     attention: implementation of range attention; None: chosen.
   """
 
@@ -33,6 +37,8 @@ class Decoder:
   block: int
   sampled: bool = False
   filtered: bool = False
+  logprobs: int | None = None
+  traced: bool = False
   attention: str | None = None
 
   @property
@@ -40,6 +46,54 @@ class Decoder:
     """The mask id; -1, which no token equals, where there is none."""
     mask = self.module.config.mask_id
     return -1 if mask is None else mask
+
+
+@struct.dataclass
+class Picked:
+  """Tokens, and how likely they were when they were picked.
+
+  Log-probabilities are of the distribution really sampled from: after
+  temperature, top_k, top_p and min_p, without the mask id.
+
+  Attributes:
+    token: [B, T].
+    logprob: [B, T] of the token; None where not kept (as those below).
+    top_ids: [B, T, k] the likeliest tokens.
+    top_logprobs: [B, T, k] of these.
+  """
+
+  token: Int[Array, "B T"]
+  logprob: Float[Array, "B T"] | None = None
+  top_ids: Int[Array, "B T k"] | None = None
+  top_logprobs: Float[Array, "B T k"] | None = None
+
+  def part(self, index) -> "Picked":
+    """The slots that index picks from the second axis."""
+    return jax.tree.map(lambda x: x[:, index], self)
+
+
+def select(mask: Bool[Array, "B T"], a: Picked, b: Picked) -> Picked:
+  """A where the mask is set, b elsewhere."""
+
+  def one(x, y):
+    wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    return jnp.where(wide, x, y)
+
+  return jax.tree.map(one, a, b)
+
+
+def unpicked(decoder: Decoder, batch: int, slots: int, token: int) -> Picked:
+  """Slots that hold `token` and no probabilities."""
+  k, shape = decoder.logprobs, (batch, slots)
+  tokens = jnp.full(shape, token, jnp.int32)
+  if k is None:
+    return Picked(tokens)
+  return Picked(
+    tokens,
+    jnp.zeros(shape),
+    jnp.zeros((*shape, k), jnp.int32),
+    jnp.zeros((*shape, k)),
+  )
 
 
 @struct.dataclass
@@ -67,6 +121,8 @@ class Rows:
     top_p: [B].
     min_p: [B].
     seed: [B, 2] high and low word.
+    think_at: [B] position at which thinking has to end; -1: none.
+    think_id: [B] the token that ends it; -1: none.
     threshold: [B] of diffusion; above 1: none.
     steps: [B] of diffusion, per block.
     draft_threshold: [B] of linear_spec.
@@ -79,6 +135,8 @@ class Rows:
   top_p: Float[Array, "B"]
   min_p: Float[Array, "B"]
   seed: UInt[Array, "B 2"]
+  think_at: Int[Array, "B"]
+  think_id: Int[Array, "B"]
   threshold: Float[Array, "B"]
   steps: Int[Array, "B"]
   draft_threshold: Float[Array, "B"]
@@ -93,10 +151,12 @@ class DecodeState:
     rows: what each row asked for.
     lengths: [B] committed positions.
     block: [B, C] the tokens of the next pass; the mask id is an open slot.
+    proposed: [B, C] what the last pass would put in each slot; None unless
+      traced.
     phase: [B] what the next pass is for the row; 0 and 1 as the mode says.
     turn: [B] denoising passes the block has had.
     masked: [B] open slots the block began with.
-    tokens: [B, S] the output; of row b, the first count[b] count.
+    output: [B, S] what was generated; of row b, the first count[b] count.
     count: [B] tokens known.
     nfe: [B] passes that ran for the row.
     status: [B] RUNNING, STOPPED or FULL.
@@ -107,11 +167,12 @@ class DecodeState:
   cache: KVCache
   rows: Rows
   lengths: Int[Array, "B"]
-  block: Int[Array, "B C"]
+  block: Picked
+  proposed: Picked | None
   phase: Int[Array, "B"]
   turn: Int[Array, "B"]
   masked: Int[Array, "B"]
-  tokens: Int[Array, "B S"]
+  output: Picked
   count: Int[Array, "B"]
   nfe: Int[Array, "B"]
   status: Int[Array, "B"]
@@ -127,19 +188,27 @@ class DecodeState:
 def new_state(
   decoder: Decoder, cache: KVCache, rows: Rows, lengths: Int[Array, "B"]
 ) -> DecodeState:
-  """The state right after the prefill; rows of length 0 are padding."""
+  """The state right after the prefill; rows of length 0 are padding.
+
+  `rows.think_at` still counts from the first generated token.
+  """
   batch, capacity = lengths.shape[0], cache.capacity
+  think_at = jnp.where(rows.think_at >= 0, rows.think_at + lengths, -1)
+  rows = replace(rows, think_at=think_at)
   zero = jnp.zeros(batch, jnp.int32)
   wide = jnp.zeros((batch, capacity), jnp.int32)
   return DecodeState(
     cache=cache,
     rows=rows,
     lengths=lengths,
-    block=jnp.zeros((batch, decoder.block), jnp.int32),
+    block=unpicked(decoder, batch, decoder.block, 0),
+    proposed=unpicked(decoder, batch, decoder.block, 0)
+    if decoder.traced
+    else None,
     phase=zero,
     turn=zero,
     masked=zero,
-    tokens=wide,
+    output=unpicked(decoder, batch, capacity, 0),
     count=zero,
     nfe=zero,
     status=jnp.where(lengths > 0, RUNNING, FULL).astype(jnp.int32),
@@ -160,7 +229,7 @@ def block_pass(
   sees the whole block. The drafter works in the rows that are not causal.
   Rows that have ended see and write nothing. Raises nfe by one.
   """
-  slots = jnp.arange(state.block.shape[1], dtype=jnp.int32)[None]
+  slots = jnp.arange(state.block.token.shape[1], dtype=jnp.int32)[None]
   positions = state.lengths[:, None] + slots
   whole = jnp.broadcast_to(positions[:, -1:], positions.shape)
   k_end = jnp.where(causal[:, None], positions, whole) + 1
@@ -174,7 +243,7 @@ def block_pass(
   hidden, cache = cached_pass(
     decoder.module,
     weights.params,
-    state.block,
+    state.block.token,
     where,
     state.cache,
     weights.lora,
@@ -191,34 +260,64 @@ def is_stop(tokens: Int[Array, "B T"], rows: Rows) -> Bool[Array, "B T"]:
 
 
 def emit(
-  state: DecodeState, new: Int[Array, "B T"], count: Int[Array, "B"]
+  state: DecodeState, new: Picked, count: Int[Array, "B"]
 ) -> DecodeState:
   """Appends the first count[b] of new[b], and ends rows that are complete.
 
   A row keeps tokens up to its first stop id (included) and to max_new.
   """
-  slot = jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+  slot = jnp.arange(new.token.shape[1], dtype=jnp.int32)[None]
   take = jnp.minimum(count, state.rows.max_new - state.count)
   take = jnp.where(state.running, take, 0)
-  stop = is_stop(new, state.rows) & (slot < take[:, None])
+  stop = is_stop(new.token, state.rows) & (slot < take[:, None])
   stopped = stop.any(1)
   kept = jnp.where(stopped, jnp.argmax(stop, 1).astype(jnp.int32) + 1, take)
-  row = jnp.arange(new.shape[0], dtype=jnp.int32)[:, None]
+  row = jnp.arange(count.shape[0], dtype=jnp.int32)[:, None]
   at = jnp.where(
-    slot < kept[:, None], state.count[:, None] + slot, state.tokens.shape[1]
+    slot < kept[:, None], state.count[:, None] + slot, state.cache.capacity
   )
-  tokens = state.tokens.at[row, at].set(new, mode="drop")
+  output = jax.tree.map(
+    lambda old, x: old.at[row, at].set(x, mode="drop"), state.output, new
+  )
   total = state.count + kept
   ended = jnp.where(
     stopped, STOPPED, jnp.where(total >= state.rows.max_new, FULL, RUNNING)
   )
   status = jnp.where(state.running, ended, state.status).astype(jnp.int32)
-  return replace(state, tokens=tokens, count=total, status=status)
+  return replace(state, output=output, count=total, status=status)
 
 
-def fresh_block(decoder: Decoder, first: Int[Array, "B"]) -> Int[Array, "B C"]:
-  """[first, mask, mask, ...]."""
-  masks = jnp.full(
-    (first.shape[0], decoder.block - 1), decoder.mask_id, jnp.int32
-  )
-  return jnp.concatenate([first[:, None], masks], 1)
+def fresh_block(decoder: Decoder, first: Picked) -> Picked:
+  """[first, mask, mask, ...] of first [B, 1]."""
+  batch = first.token.shape[0]
+  masks = unpicked(decoder, batch, decoder.block - 1, decoder.mask_id)
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), first, masks)
+
+
+def trace(
+  decoder: Decoder, state: DecodeState, proposed: Picked
+) -> DecodeState:
+  """Keeps what a pass proposed, if the run is traced."""
+  return replace(state, proposed=proposed) if decoder.traced else state
+
+
+def has_thought(state: DecodeState) -> Bool[Array, "B"]:
+  """Rows whose output holds the end-of-thinking token."""
+  slot = jnp.arange(state.output.token.shape[1], dtype=jnp.int32)[None]
+  ended = state.output.token == state.rows.think_id[:, None]
+  return (ended & (slot < state.count[:, None])).any(1)
+
+
+def end_thinking(
+  state: DecodeState, picked: Picked, positions: Int[Array, "B T"]
+) -> Picked:
+  """Puts the end-of-thinking token where a row's budget ends.
+
+  Unless one came before, in the output or among the slots before.
+  """
+  ended = picked.token == state.rows.think_id[:, None]
+  before = jnp.cumsum(ended, 1) - ended.astype(jnp.int32) > 0
+  due = positions == state.rows.think_at[:, None]
+  forced = due & ~before & ~has_thought(state)[:, None]
+  token = jnp.where(forced, state.rows.think_id[:, None], picked.token)
+  return replace(picked, token=token)

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from nemodiff_jax.decode.state import DecodeState, emit
+from nemodiff_jax.decode.state import DecodeState, Picked, emit
 
 
 def accept(
@@ -32,8 +33,18 @@ def accept(
   return count
 
 
+def last_accepted(verified: Picked, count: Int[Array, "B"]) -> Picked:
+  """The last of the count[b] >= 1 tokens of each row, [B, 1]."""
+
+  def one(x):
+    at = (count - 1).reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.take_along_axis(x, at, 1)
+
+  return jax.tree.map(one, verified)
+
+
 def take_accepted(
-  state: DecodeState, verified: Int[Array, "B C"], count: Int[Array, "B"]
+  state: DecodeState, verified: Picked, count: Int[Array, "B"]
 ) -> DecodeState:
   """Commits and emits count[b] tokens of each row, and logs the cycle.
 

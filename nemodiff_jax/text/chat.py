@@ -33,8 +33,8 @@ class ChatTemplate:
       extensions=["jinja2.ext.loopcontrols"],
     )
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
+    names: dict[str, Any] = environment.globals
+    names |= {"raise_exception": _refuse, "strftime_now": _now}
     try:
       self._template = environment.from_string(source)
     except jinja2.TemplateError as e:

@@ -81,6 +81,8 @@ def check_stops(stops: str | Sequence[str]) -> tuple[str, ...]:
   Raises:
     UserError: an empty one, too many, or not texts.
   """
+  if not isinstance(stops, (str, list, tuple)):
+    raise UserError(f"stop should be a text or a list of texts, got {stops!r}.")
   given = (stops,) if isinstance(stops, str) else tuple(stops)
   if not all(isinstance(s, str) for s in given):
     raise UserError(f"stop should be a text or a list of texts, got {stops!r}.")

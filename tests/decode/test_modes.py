@@ -225,9 +225,12 @@ def test_generator_matches_loop(tiny, mode):
   config = decode_config(tiny.config, mode, **MODES[mode])
   prompts = helpers.prompts_of(tiny.config, SIZES[:4])
   settings = rows(EOS_HEAVY)[:4]
-  steps = list(
-    stream_ids(tiny.module, tiny.weights(True), config, prompts, settings)
-  )
+  steps = [
+    moment.results()
+    for moment in stream_ids(
+      tiny.module, tiny.weights(True), config, prompts, settings
+    )
+  ]
   assert steps[-1] == tiny.decode(config, prompts, settings, lora=True)
   for before, after in zip(steps, steps[1:], strict=False):
     for old, new in zip(before, after, strict=True):  # Only ever appended to.

@@ -11,7 +11,7 @@ import pytest
 from nemodiff_jax.decode import driver, generate, quadratic_spec
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.decode.prefill import bucket, chunk_width
-from nemodiff_jax.decode.state import block_pass
+from nemodiff_jax.decode.state import Picked, block_pass
 from nemodiff_jax.nn.model import head
 from tests import helpers
 
@@ -46,10 +46,10 @@ def test_quadratic_column_zero_is_verification(tiny):
 def test_quadratic_masks_are_a_draft_behind_each_prefix(tiny):
   decoder, weights, state = started(tiny, "quadratic_spec")
   hidden, after = quadratic_spec.quadratic_pass(decoder, weights, state)
-  masks = jnp.full_like(state.block, tiny.config.mask_id)
+  masks = jnp.full_like(state.block.token, tiny.config.mask_id)
   everywhere = jnp.zeros(len(SIZES), bool)
   for i in range(decoder.block):
-    behind = replace(after, lengths=state.lengths + i + 1, block=masks)
+    behind = replace(after, lengths=state.lengths + i + 1, block=Picked(masks))
     drafted, _ = block_pass(decoder, weights, behind, everywhere)
     np.testing.assert_allclose(
       read(tiny, hidden[:, i, 1:]), drafted, rtol=1e-4, atol=1e-4
@@ -58,21 +58,28 @@ def test_quadratic_masks_are_a_draft_behind_each_prefix(tiny):
 
 def test_quadratic_bootstrap_is_a_draft_behind_the_prompt(tiny):
   decoder, weights, state = started(tiny, "quadratic_spec")
-  masks = jnp.full_like(state.block, tiny.config.mask_id)
+  masks = jnp.full_like(state.block.token, tiny.config.mask_id)
   drafted, _ = block_pass(
-    decoder, weights, replace(state, block=masks), jnp.zeros(len(SIZES), bool)
+    decoder,
+    weights,
+    replace(state, block=Picked(masks)),
+    jnp.zeros(len(SIZES), bool),
   )
   quiet = np.array(drafted)
   quiet[..., tiny.config.mask_id] = -np.inf
-  np.testing.assert_array_equal(state.block[:, 1:], quiet.argmax(-1)[:, 1:])
-  np.testing.assert_array_equal(state.block[:, 0], state.tokens[:, 0])
+  np.testing.assert_array_equal(
+    state.block.token[:, 1:], quiet.argmax(-1)[:, 1:]
+  )
+  np.testing.assert_array_equal(
+    state.block.token[:, 0], state.output.token[:, 0]
+  )
 
 
 def test_a_draft_leaves_nothing_behind(tiny):
   """A causal pass after a draft sees what it would have seen without it."""
   decoder, weights, state = started(tiny, "linear_spec")
   block = jnp.arange(8, dtype=jnp.int32)[None] + jnp.full((3, 1), 40, jnp.int32)
-  state = replace(state, block=block)
+  state = replace(state, block=Picked(block))
   causal, drafting = jnp.ones(3, bool), jnp.zeros(3, bool)
   want, _ = block_pass(decoder, weights, state, causal)
   _, drafted = block_pass(decoder, weights, state, drafting)

@@ -16,6 +16,7 @@ from nemodiff_jax.decode.state import (
   RUNNING,
   STOPPED,
   Decoder,
+  Picked,
   emit,
   new_state,
 )
@@ -87,18 +88,22 @@ def row_state(max_new, stops=()):
 
 
 def test_emit_cuts_at_the_first_stop_and_at_the_budget():
-  state = emit(row_state(3), ints([7, 8, 9, 10]), ints(2))
+  state = emit(row_state(3), Picked(ints([7, 8, 9, 10])), ints(2))
   assert (state.count[0], state.status[0]) == (2, RUNNING)
-  state = emit(state, ints([11, 12, 13, 14]), ints(4))
-  assert state.tokens[0, :4].tolist() == [7, 8, 11, 0]
+  state = emit(state, Picked(ints([11, 12, 13, 14])), ints(4))
+  assert state.output.token[0, :4].tolist() == [7, 8, 11, 0]
   assert (state.count[0], state.status[0]) == (3, FULL)
-  again = emit(state, ints([1, 1, 1, 1]), ints(4))  # Ended rows stay.
+  again = emit(state, Picked(ints([1, 1, 1, 1])), ints(4))  # Ended rows stay.
   assert (again.count[0], again.status[0]) == (3, FULL)
-  state = emit(row_state(9, (40,)), ints([7, 40, 2, 9]), ints(4))
+  state = emit(row_state(9, (40,)), Picked(ints([7, 40, 2, 9])), ints(4))
   assert (state.count[0], state.status[0]) == (2, STOPPED)
-  state = emit(row_state(9), ints([7, 2, 9, 9]), ints(1))  # 2 is not taken.
+  state = emit(
+    row_state(9), Picked(ints([7, 2, 9, 9])), ints(1)
+  )  # 2 is not taken.
   assert (state.count[0], state.status[0]) == (1, RUNNING)
-  state = emit(row_state(2), ints([7, 2, 9, 9]), ints(4))  # Both: the stop.
+  state = emit(
+    row_state(2), Picked(ints([7, 2, 9, 9])), ints(4)
+  )  # Both: the stop.
   assert (state.count[0], state.status[0]) == (2, STOPPED)
 
 
@@ -140,7 +145,7 @@ def test_samples_follow_the_distribution():
   rows = make_rows(CONFIG, decode_config(CONFIG), settings_)
   wide = jnp.broadcast_to(logits[None, None], (40, 100, 97))
   pos = jnp.broadcast_to(jnp.arange(100)[None], (40, 100))
-  tokens = sampling.choose(decoder, wide, pos, rows)
+  tokens = sampling.choose(decoder, wide, pos, rows).token
   share = np.bincount(np.ravel(tokens), minlength=97)[:4] / 4000
   np.testing.assert_allclose(share, [0.1, 0.2, 0.3, 0.4], atol=0.03)
 
@@ -154,7 +159,7 @@ def test_noise_depends_on_seed_and_position_alone():
     [RowSettings(9, 1.0, seed=s) for s in (4, 4, 5)],
   )
   pos = ints([7, 8], [8, 7], [7, 8])
-  t = sampling.choose(decoder, flat, pos, rows)
+  t = sampling.choose(decoder, flat, pos, rows).token
   assert t[0].tolist() == t[1, ::-1].tolist() != t[2].tolist()
   key = jax.random.fold_in(jax.random.key(4), 7)
   noise = jax.random.gumbel(key, (97,)).at[CONFIG.mask_id].set(-jnp.inf)
@@ -165,7 +170,7 @@ def test_confidence_counts_the_mask_but_never_chooses_it():
   logits = jnp.zeros((1, 1, 97)).at[0, 0, CONFIG.mask_id].set(5.0)
   logits = logits.at[0, 0, 9].set(4.0)
   rows = make_rows(CONFIG, decode_config(CONFIG), [RowSettings(9)])
-  token = sampling.choose(DECODER, logits, ints([0]), rows)
+  token = sampling.choose(DECODER, logits, ints([0]), rows).token
   assert token.tolist() == [[9]]
   want = np.exp(4) / (np.exp(4) + np.exp(5) + 95)
   np.testing.assert_allclose(
