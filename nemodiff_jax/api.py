@@ -15,18 +15,25 @@ from nemodiff_jax.decode.config import (
   check_prompt,
   decode_config,
 )
-from nemodiff_jax.decode.generate import DecodedIds, Logprobs, decode_ids
+from nemodiff_jax.decode.generate import (
+  DecodedIds,
+  Logprobs,
+  Moment,
+  decode_ids,
+  stream_ids,
+)
 from nemodiff_jax.decode.memory import check_memory
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import Transformer
+from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
+from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZE = 8
-Prompt = str | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Model:
   Attributes:
     config: architecture and special ids.
     tokenizer: None where the checkpoint has none.
+    template: chat template; None where the checkpoint has none.
     module: the Linen module.
     weights: parameters and drafter.
     attention: implementation of range attention; None: chosen.
@@ -72,6 +80,7 @@ class Model:
 
   config: ModelConfig
   tokenizer: Tokenizer | None
+  template: ChatTemplate | None
   module: Transformer
   weights: Weights
   attention: str | None = None
@@ -194,7 +203,12 @@ def load_model(
   drafter = checkpoint.load_lora(lora, dtype)
   weights = Weights(checkpoint.load_params(dtype), drafter)
   return Model(
-    checkpoint.config, checkpoint.tokenizer, module, weights, attention
+    checkpoint.config,
+    checkpoint.tokenizer,
+    checkpoint.template,
+    module,
+    weights,
+    attention,
   )
 
 
@@ -215,7 +229,7 @@ def generate(
 
   Args:
     model: from `load`.
-    prompts: texts or lists of token ids; or one of them.
+    prompts: texts, lists of token ids or lists of messages; or one of them.
     mode: 'ar', 'diffusion', 'linear_spec' or 'quadratic_spec'.
     batch_size: rows decoded together; no effect on the results.
     **settings: block_length, threshold, steps_per_block, draft_threshold (see
@@ -228,22 +242,72 @@ def generate(
   Raises:
     UserError: a setting or a prompt that cannot be served.
   """
-  row = RowSettings(**{k: settings.pop(k) for k in ROW_FIELDS if k in settings})
-  try:
-    config = decode_config(model.config, mode, **settings)
-  except TypeError as e:
-    raise UserError(f"unknown setting ({e}).", "unknown_field") from e
+  row, config = _split(model, mode, settings)
   many: Any = prompts
   if isinstance(prompts, str) or (
-    len(prompts) and isinstance(prompts[0], (int, np.integer))
+    len(prompts) and isinstance(prompts[0], (int, np.integer, dict))
   ):
     many = [prompts]
-  ids = [
-    check_prompt(encode_prompt(model.tokenizer, p), row, model.config)
-    for p in many
-  ]
-  rows = [row] * len(ids)
+  ids = [prepare(model, p, row) for p in many]
+  rows = [finish_row(model.tokenizer, row)] * len(ids)
   return list(generate_rows(model, config, ids, rows, batch_size))
+
+
+def stream(
+  model: Model, prompt: Prompt, *, mode: str = "ar", **settings: Any
+) -> Iterator[str | DecodeOutput]:
+  """Yields the text of one prompt as it becomes certain, then the output.
+
+  The pieces add up to the output's text, which is that of `generate`.
+
+  Args:
+    model: from `load`.
+    prompt: text, token ids, or messages.
+    mode: decoding mode.
+    **settings: as for `generate`.
+
+  Raises:
+    UserError: as for `generate`; or the checkpoint has no tokenizer.
+  """
+  row, config = _split(model, mode, settings)
+  ids = prepare(model, prompt, row)
+  row = finish_row(model.tokenizer, row)
+  for item in watch(model, config, ids, row):
+    if isinstance(item, (str, DecodeOutput)):
+      yield item
+
+
+def watch(
+  model: Model,
+  config: DecodeConfig,
+  prompt: Sequence[int],
+  row: RowSettings,
+  *,
+  traced: bool = False,
+) -> Iterator[Moment | str | DecodeOutput]:
+  """Every moment of one checked prompt, new text after it, and the output."""
+  if model.tokenizer is None:
+    raise UserError("a stream of text needs a tokenizer; there is none.")
+  _check_batch(model, config, [prompt], [row], 1)
+  shown, moment = "", None
+  for moment in stream_ids(
+    model.module,
+    model.weights,
+    config,
+    [prompt],
+    [row],
+    attention=model.attention,
+    tokenizer=model.tokenizer,
+    traced=traced,
+  ):
+    text = moment.results()[0].text or ""
+    yield moment
+    if text != shown:
+      yield text[len(shown) :]
+      shown = text
+  if moment is not None:
+    done = moment.results()[0]
+    yield make_output(model.tokenizer, config.mode, len(prompt), done)
 
 
 def generate_rows(
@@ -259,17 +323,7 @@ def generate_rows(
   batch_size = min(batch_size, len(prompts))
   for at in range(0, len(prompts), max(batch_size, 1)):
     part, settings = prompts[at : at + batch_size], rows[at : at + batch_size]
-    longest = max(map(len, part))
-    most = max(s.max_new_tokens for s in settings)
-    check_memory(
-      model.config,
-      config,
-      model.module.dtype,
-      batch_size,
-      longest,
-      most,
-      loaded=True,
-    )
+    _check_batch(model, config, part, settings, batch_size)
     decoded = decode_ids(
       model.module,
       model.weights,
@@ -284,25 +338,34 @@ def generate_rows(
       yield make_output(model.tokenizer, config.mode, len(prompt), ids)
 
 
-def encode_prompt(tokenizer: Tokenizer | None, prompt: Prompt) -> Sequence[int]:
-  """Ids of a prompt, for `check_prompt`; ids are used as they are.
+def _check_batch(model, config, prompts, settings, batch_size) -> None:
+  longest = max(map(len, prompts))
+  most = max(s.max_new_tokens for s in settings)
+  dtype = model.module.dtype
+  check_memory(
+    model.config, config, dtype, batch_size, longest, most, loaded=True
+  )
+
+
+def _split(
+  model: Model, mode: str, settings: dict[str, Any]
+) -> tuple[RowSettings, DecodeConfig]:
+  """Settings of the row, and of the run, from one set of names."""
+  own = {k: settings.pop(k) for k in ROW_FIELDS if k in settings}
+  try:
+    return RowSettings(**own), decode_config(model.config, mode, **settings)
+  except TypeError as e:
+    raise UserError(f"unknown setting ({e}).", "unknown_field") from e
+
+
+def prepare(model: Model, prompt: Prompt, row: RowSettings) -> list[int]:
+  """Checked ids of a prompt.
 
   Raises:
-    UserError: an empty text, or a text without a tokenizer.
+    UserError: it cannot be served.
   """
-  if not isinstance(prompt, str):
-    return prompt
-  if not prompt:
-    raise UserError(
-      "the prompt is empty; it should hold at least one character.",
-      "empty_prompt",
-    )
-  if tokenizer is None:
-    raise UserError(
-      "this checkpoint has no tokenizer (tokenizer.json, tekken.json or"
-      " tokenizer.model), so prompts should be token ids."
-    )
-  return tokenizer.encode(prompt)
+  ids = encode_prompt(model.tokenizer, model.template, prompt)
+  return check_prompt(ids, row, model.config)
 
 
 def make_output(

@@ -79,6 +79,27 @@ MIN_P = flags.DEFINE_float(
 SEED = flags.DEFINE_integer(
   "seed", 0, "Seed of rows that set none; batch and mode do not change it."
 )
+STOP = flags.DEFINE_multi_string(
+  "stop", [], "A text that ends the output when it appears; may be repeated."
+)
+LOGPROBS = flags.DEFINE_integer(
+  "logprobs",
+  None,
+  "Return log-probabilities of the tokens and of this many of the likeliest.",
+)
+MAX_THINKING_TOKENS = flags.DEFINE_integer(
+  "max_thinking_tokens",
+  None,
+  "Force the end-of-thinking token after so many tokens, if it has not come.",
+)
+END_THINK_TOKEN_ID = flags.DEFINE_integer(
+  "end_think_token_id",
+  None,
+  "The end-of-thinking token. Default: the tokenizer's </think>.",
+)
+ENABLE_THINKING = flags.DEFINE_bool(
+  "enable_thinking", None, "Passed to the chat template, if given."
+)
 DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
@@ -111,6 +132,10 @@ def row_settings() -> RowSettings:
     top_p=TOP_P.value,
     min_p=MIN_P.value,
     seed=SEED.value,
+    stop=STOP.value,
+    logprobs=LOGPROBS.value,
+    max_thinking_tokens=MAX_THINKING_TOKENS.value,
+    end_think_token_id=END_THINK_TOKEN_ID.value,
   )
 
 
@@ -185,6 +210,9 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
         traceback.print_exc()
       print(f"error: {e}", file=sys.stderr)
       return 2
+    except BrokenPipeError:  # The reader has seen enough.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       return 130

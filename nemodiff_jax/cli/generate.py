@@ -13,7 +13,7 @@ stopped job goes on where it was.
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tqdm
@@ -21,7 +21,7 @@ from absl import flags
 
 from nemodiff_jax import api
 from nemodiff_jax.cli import flags as shared
-from nemodiff_jax.cli import jobs
+from nemodiff_jax.cli import jobs, trace_view
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.memory import check_memory
 from nemodiff_jax.errors import UserError
@@ -34,6 +34,18 @@ _PROMPTS_FILE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSONL file to append results to. Default: standard output."
 )
+_CHAT = flags.DEFINE_bool(
+  "chat", False, "Take the prompt as a message, through the chat template."
+)
+_STREAM = flags.DEFINE_bool(
+  "stream", False, "With --prompt: print the text as it becomes certain."
+)
+_TRACE = flags.DEFINE_string(
+  "trace",
+  None,
+  "With --prompt: write every pass to this JSON file; '-': show the block"
+  " being refined in the terminal.",
+)
 flags.adopt_module_key_flags(shared)
 
 
@@ -42,18 +54,37 @@ def main() -> int:
   prompt, file = _PROMPT.value, _PROMPTS_FILE.value
   if (prompt is None) == (file is None):
     raise UserError("expected one of --prompt and --prompts_file.")
+  watched = _STREAM.value or _TRACE.value
+  if watched and (file or _OUTPUT.value):
+    raise UserError("--stream and --trace need --prompt, without --output.")
   row, size = shared.row_settings(), shared.batch_size()
   attention = shared.attention()
   opened = shared.checkpoint()
   config = shared.run_config(opened)
-  reader = jobs.Reader(
-    opened.config, opened.tokenizer, row, shared.max_length()
-  )
-  if file is None:
-    items = [reader.task({"prompt": prompt}, 1, 1)]
-  else:
+  limit, think = shared.max_length(), shared.ENABLE_THINKING.value
+  reader = jobs.Reader(opened, row, limit, _CHAT.value, think)
+  if file is not None:
     items = list(reader.read(file))
-  settings = _settings(opened, config, row, attention)
+    return _job(opened, config, items, size, _settings(opened, config, row))
+  task = reader.task({"prompt": prompt}, 1, 1)
+  if _OUTPUT.value is not None:
+    return _job(opened, config, [task], 1, _settings(opened, config, row))
+  _check_fit(opened, config, [task], 1)
+  model = api.load_model(
+    opened, shared.DTYPE.value, shared.LORA.value, attention
+  )
+  if _TRACE.value:
+    return trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
+  return _print(model, config, task)
+
+
+def _job(
+  opened: Checkpoint,
+  config: DecodeConfig,
+  items: Sequence[jobs.Task | jobs.Refused],
+  size: int,
+  settings: dict[str, Any],
+) -> int:
   writer = jobs.Writer(_OUTPUT.value, settings, sys.stdout)
   refused = [i for i in items if isinstance(i, jobs.Refused)]
   tasks = [
@@ -62,22 +93,26 @@ def main() -> int:
   for item in refused:
     writer.refusal(item)
   if writer.done:
-    print(
-      f"{len(writer.done)} done before, {len(tasks)} to do", file=sys.stderr
-    )
+    done = len(writer.done)
+    print(f"{done} done before, {len(tasks)} to do", file=sys.stderr)
   if tasks:
-    results = _decode(opened, config, tasks, size)
-    if file is None and _OUTPUT.value is None:
-      _show(results)
-    else:
-      for task, output in results:
-        writer.result(task, output)
+    _check_fit(opened, config, tasks, size)
+    model = shared.load(opened)
+    outputs = api.generate_rows(
+      model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
+    )
+    bar = tqdm.tqdm(outputs, total=len(tasks), unit="prompt", disable=None)
+    for task, output in zip(tasks, bar, strict=True):
+      writer.result(task, output)
   return 3 if refused else 0
 
 
-def _decode(
-  opened: Checkpoint, config: DecodeConfig, tasks: list[jobs.Task], size: int
-) -> Iterable[tuple[jobs.Task, api.DecodeOutput]]:
+def _check_fit(
+  opened: Checkpoint,
+  config: DecodeConfig,
+  tasks: Sequence[jobs.Task],
+  size: int,
+) -> None:
   check_memory(
     opened.config,
     config,
@@ -86,30 +121,37 @@ def _decode(
     max(len(t.prompt) for t in tasks),
     max(t.row.max_new_tokens for t in tasks),
   )
-  model = shared.load(opened)
-  outputs = api.generate_rows(
-    model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
-  )
-  bar = tqdm.tqdm(outputs, total=len(tasks), unit="prompt", disable=None)
-  return zip(tasks, bar, strict=True)
 
 
-def _show(results: Iterable[tuple[jobs.Task, api.DecodeOutput]]) -> None:
+def _print(model: api.Model, config: DecodeConfig, task: jobs.Task) -> int:
   """The text on standard output, the figures beside it."""
-  for _, output in results:
+  if _STREAM.value:
+    output = _stream(api.watch(model, config, task.prompt, task.row))
+  else:
+    (output,) = api.generate_rows(model, config, [task.prompt], [task.row], 1)
     print(output.token_ids if output.text is None else output.text)
-    print(
-      f"[{output.mode}: {output.completion_tokens} tokens in {output.nfe}"
-      f" passes, {output.finish_reason}]",
-      file=sys.stderr,
-    )
+  print(
+    f"[{output.mode}: {output.completion_tokens} tokens in {output.nfe} passes,"
+    f" {output.finish_reason}]",
+    file=sys.stderr,
+  )
+  return 0
+
+
+def _stream(items: Iterable[Any]) -> Any:
+  """Prints pieces of text as they come; returns the last item, the output."""
+  item = None
+  for item in items:
+    if isinstance(item, str):
+      print(item, end="", flush=True)
+  print()
+  return item
 
 
 def _settings(
   opened: Checkpoint,
   config: DecodeConfig,
   row: RowSettings,
-  attention: str | None,
 ) -> dict[str, Any]:
   """Everything that decides the results, for the file beside --output."""
   return {
@@ -117,9 +159,11 @@ def _settings(
     **dataclasses.asdict(config),
     **dataclasses.asdict(row),
     "stop_token_ids": list(row.stop_token_ids),
+    "stop": list(row.stop),
     "lora": shared.LORA.value,
     "dtype": shared.DTYPE.value or api.default_dtype(),
-    "attention": attention,
+    "chat": _CHAT.value,
+    "enable_thinking": shared.ENABLE_THINKING.value,
     "prompt": _PROMPT.value,
   }
 

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from nemodiff_jax.api import DecodeOutput, encode_prompt
+from nemodiff_jax.api import DecodeOutput
 from nemodiff_jax.decode.config import ROW_FIELDS, RowSettings, check_prompt
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.nn.config import ModelConfig
-from nemodiff_jax.text.tokenizer import Tokenizer
+from nemodiff_jax.io.checkpoint import Checkpoint
+from nemodiff_jax.prompts import encode_prompt, finish_row
+from nemodiff_jax.text.chat import check_messages
 
-FIELDS = ("id", "prompt", "prompt_ids", *ROW_FIELDS)
+PROMPTS = ("prompt", "prompt_ids", "messages")
+FIELDS = ("id", *PROMPTS, "enable_thinking", *ROW_FIELDS)
 Id = str | int
 
 
@@ -36,27 +38,23 @@ class Refused:
   error: UserError
 
 
+@dataclasses.dataclass(frozen=True)
 class Reader:
   """Turns lines of a prompts file into tasks.
 
   Attributes:
-    config: of the model.
-    tokenizer: of the model.
+    checkpoint: whose config, tokenizer and template serve the lines.
     row: settings of lines that set none.
     max_length: limit on positions, if one is set.
+    chat: take `prompt` as a message of the user.
+    enable_thinking: for templates, of lines that do not say.
   """
 
-  def __init__(
-    self,
-    config: ModelConfig,
-    tokenizer: Tokenizer | None,
-    row: RowSettings,
-    max_length: int | None,
-  ):
-    self.config = config
-    self.tokenizer = tokenizer
-    self.row = row
-    self.max_length = max_length
+  checkpoint: Checkpoint
+  row: RowSettings
+  max_length: int | None = None
+  chat: bool = False
+  enable_thinking: bool | None = None
 
   def read(self, path: str) -> Iterator[Task | Refused]:
     """Yields every line that is not blank, in order.
@@ -98,21 +96,38 @@ class Reader:
           f"unknown field {field!r}; known are {', '.join(FIELDS)}.",
           "unknown_field",
         )
-    if ("prompt" in given) == ("prompt_ids" in given):
-      raise UserError("expected one of prompt and prompt_ids.", "no_prompt")
-    if not isinstance(given.get("prompt", ""), str):
-      raise UserError(f"prompt should be a text, got {given['prompt']!r}.")
+    if sum(name in given for name in PROMPTS) != 1:
+      raise UserError(f"expected one of {', '.join(PROMPTS)}.", "no_prompt")
+    own = {k: v for k, v in given.items() if k in ROW_FIELDS}
+    row = dataclasses.replace(self.row, **own)
+    row = finish_row(self.checkpoint.tokenizer, row)
+    ids = self._ids(given)
+    config = self.checkpoint.config
+    return Task(
+      line, name, check_prompt(ids, row, config, self.max_length), row
+    )
+
+  def _ids(self, given: dict[str, Any]) -> Sequence[int]:
+    prompt = given.get("prompt", "")
+    if not isinstance(prompt, str):
+      raise UserError(f"prompt should be a text, got {prompt!r}.")
     if not isinstance(given.get("prompt_ids", []), list):
       raise UserError(
         f"prompt_ids should be a list, got {given['prompt_ids']!r}.", "bad_ids"
       )
-    own = {k: v for k, v in given.items() if k in ROW_FIELDS}
-    row = dataclasses.replace(self.row, **own)
-    source = given.get("prompt", given.get("prompt_ids"))
-    ids = encode_prompt(self.tokenizer, source)
-    return Task(
-      line, name, check_prompt(ids, row, self.config, self.max_length), row
-    )
+    source = next(given[name] for name in PROMPTS if name in given)
+    if "messages" in given:
+      check_messages(source)
+    elif self.chat and "prompt" in given and prompt:
+      source = [{"role": "user", "content": prompt}]
+    think = given.get("enable_thinking", self.enable_thinking)
+    if think not in (None, True, False):
+      raise UserError(
+        f"enable_thinking should be true or false, got {think!r}."
+      )
+    variables = {} if think is None else {"enable_thinking": think}
+    tokenizer, template = self.checkpoint.tokenizer, self.checkpoint.template
+    return encode_prompt(tokenizer, template, source, **variables)
 
 
 class Writer:

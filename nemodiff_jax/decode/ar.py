@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from nemodiff_jax.decode.sampling import choose
+from nemodiff_jax.decode.sampling import choose, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -13,7 +13,6 @@ from nemodiff_jax.decode.state import (
   block_pass,
   emit,
   end_thinking,
-  trace,
 )
 
 
@@ -33,6 +32,6 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   lengths = state.lengths + state.running.astype(jnp.int32)
   token = choose(decoder, logits, lengths[:, None], state.rows)
   token = end_thinking(state, token, lengths[:, None])
-  state = trace(decoder, state, token)
+  state = trace(decoder, state, logits, token)
   state = replace(state, block=token, lengths=lengths)
   return emit(state, token, jnp.ones_like(state.count))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from nemodiff_jax.decode.commit import reveal, schedule
-from nemodiff_jax.decode.sampling import choose, confidence
+from nemodiff_jax.decode.sampling import choose, confidence, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -24,7 +24,6 @@ from nemodiff_jax.decode.state import (
   fresh_block,
   is_stop,
   select,
-  trace,
 )
 
 DENOISE, COMMIT = 0, 1
@@ -45,7 +44,7 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   shift = commit[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
   picked = choose(decoder, logits, positions, state.rows)
-  state = trace(decoder, state, picked)
+  state = trace(decoder, state, logits, picked)
 
   rows = state.rows
   quota = schedule(state.masked, rows.steps, state.turn, rows.threshold)

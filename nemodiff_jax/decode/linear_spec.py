@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.commit import reveal
-from nemodiff_jax.decode.sampling import choose, confidence
+from nemodiff_jax.decode.sampling import choose, confidence, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -21,7 +21,6 @@ from nemodiff_jax.decode.state import (
   end_thinking,
   fresh_block,
   select,
-  trace,
 )
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 
@@ -45,7 +44,7 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   positions = state.lengths[:, None] + slot + shift
   picked = choose(decoder, logits, positions, state.rows)
   picked = end_thinking(state, picked, positions)
-  state = trace(decoder, state, picked)
+  state = trace(decoder, state, logits, picked)
 
   masked = state.block.token == decoder.mask_id
   shown = reveal(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nemodiff_jax.decode.sampling import choose
+from nemodiff_jax.decode.sampling import choose, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -20,7 +20,6 @@ from nemodiff_jax.decode.state import (
   Weights,
   emit,
   end_thinking,
-  trace,
 )
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass
@@ -42,9 +41,10 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   read = lambda x: head(decoder.module, weights.params, x)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   after = state.lengths[:, None] + slot + 1
-  verified = choose(decoder, read(hidden[:, :, 0]), after, state.rows)
+  logits = read(hidden[:, :, 0])
+  verified = choose(decoder, logits, after, state.rows)
   verified = end_thinking(state, verified, after)
-  state = trace(decoder, state, verified)
+  state = trace(decoder, state, logits, verified)
   count = accept(state.block.token, verified.token)
   known = last_accepted(verified, count)
 

@@ -5,11 +5,19 @@ never on the pass, the mode or the batch. That is why sampled self-speculation
 gives the very text that sampled ar decoding gives.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nemodiff_jax.decode.state import Decoder, Picked, Rows
+from nemodiff_jax.decode.state import (
+  Decoder,
+  DecodeState,
+  Picked,
+  Proposed,
+  Rows,
+)
 
 
 def choose(
@@ -44,6 +52,19 @@ def confidence(
   """softmax(logits) at the token; the mask id counts in the denominator."""
   chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
   return jnp.exp(chosen - jax.nn.logsumexp(logits, -1))
+
+
+def trace(
+  decoder: Decoder,
+  state: DecodeState,
+  logits: Float[Array, "B C V"],
+  picked: Picked,
+) -> DecodeState:
+  """Keeps what a pass proposed, if the run is traced."""
+  if not decoder.traced:
+    return state
+  sure = confidence(logits, picked.token)
+  return replace(state, proposed=Proposed(picked.token, sure))
 
 
 def _with_logprobs(

@@ -72,6 +72,19 @@ class Picked:
     return jax.tree.map(lambda x: x[:, index], self)
 
 
+@struct.dataclass
+class Proposed:
+  """What a pass would put in each slot, for a trace.
+
+  Attributes:
+    token: [B, C].
+    confidence: [B, C] softmax(logits) at the token.
+  """
+
+  token: Int[Array, "B C"]
+  confidence: Float[Array, "B C"]
+
+
 def select(mask: Bool[Array, "B T"], a: Picked, b: Picked) -> Picked:
   """A where the mask is set, b elsewhere."""
 
@@ -151,8 +164,8 @@ class DecodeState:
     rows: what each row asked for.
     lengths: [B] committed positions.
     block: [B, C] the tokens of the next pass; the mask id is an open slot.
-    proposed: [B, C] what the last pass would put in each slot; None unless
-      traced.
+    proposed: what the last pass would put in each slot, and how sure it was;
+      None unless traced.
     phase: [B] what the next pass is for the row; 0 and 1 as the mode says.
     turn: [B] denoising passes the block has had.
     masked: [B] open slots the block began with.
@@ -168,7 +181,7 @@ class DecodeState:
   rows: Rows
   lengths: Int[Array, "B"]
   block: Picked
-  proposed: Picked | None
+  proposed: Proposed | None
   phase: Int[Array, "B"]
   turn: Int[Array, "B"]
   masked: Int[Array, "B"]
@@ -202,7 +215,10 @@ def new_state(
     rows=rows,
     lengths=lengths,
     block=unpicked(decoder, batch, decoder.block, 0),
-    proposed=unpicked(decoder, batch, decoder.block, 0)
+    proposed=Proposed(
+      jnp.zeros((batch, decoder.block), jnp.int32),
+      jnp.zeros((batch, decoder.block)),
+    )
     if decoder.traced
     else None,
     phase=zero,
@@ -292,13 +308,6 @@ def fresh_block(decoder: Decoder, first: Picked) -> Picked:
   batch = first.token.shape[0]
   masks = unpicked(decoder, batch, decoder.block - 1, decoder.mask_id)
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), first, masks)
-
-
-def trace(
-  decoder: Decoder, state: DecodeState, proposed: Picked
-) -> DecodeState:
-  """Keeps what a pass proposed, if the run is traced."""
-  return replace(state, proposed=proposed) if decoder.traced else state
 
 
 def has_thought(state: DecodeState) -> Bool[Array, "B"]:

@@ -19,6 +19,7 @@ from nemodiff_jax.io.tensors import open_tensors
 from nemodiff_jax.nn.config import ModelConfig, from_hf
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
+from nemodiff_jax.text.chat import ChatTemplate, load_template
 from nemodiff_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -30,11 +31,13 @@ class Checkpoint:
     folder: where it is.
     config: from config.json.
     tokenizer: None where the folder has none; token ids still work.
+    template: for conversations; None where the folder has none.
   """
 
   folder: Path
   config: ModelConfig
   tokenizer: Tokenizer | None
+  template: ChatTemplate | None
 
   def load_params(self, dtype=jnp.float32) -> Params:
     """Reads the weights tensor by tensor into `dtype`.
@@ -112,7 +115,9 @@ def open_checkpoint(name: str | None) -> Checkpoint:
     config = from_hf(given)
   except (TypeError, AttributeError, ValueError) as e:
     raise UserError(f"{path}: {e}") from e
-  return Checkpoint(folder, config, load_tokenizer(folder))
+  return Checkpoint(
+    folder, config, load_tokenizer(folder), load_template(folder)
+  )
 
 
 def tensor_table(config: ModelConfig) -> dict[str, names.Tensor]:

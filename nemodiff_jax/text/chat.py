@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -99,6 +100,31 @@ def load_template(folder: Path) -> ChatTemplate | None:
     named = {t["name"]: t["template"] for t in source}
     source = named.get("default")
   return None if source is None else ChatTemplate(source, tokens)
+
+
+def encode_chat(
+  template: ChatTemplate | None,
+  tokenizer: Tokenizer | None,
+  messages: Sequence[Mapping[str, Any]],
+  **variables: Any,
+) -> list[int]:
+  """Ids of a conversation that ends with the opening of a reply.
+
+  Where template and tokenizer both begin with BOS, one of the two is dropped.
+
+  Raises:
+    UserError: no template, no tokenizer, or what `render` refuses.
+  """
+  if template is None or tokenizer is None:
+    raise UserError(
+      "this checkpoint has no chat template and tokenizer"
+      " (chat_template.jinja), so messages cannot be used; give a prompt."
+    )
+  ids = tokenizer.encode(template.render(messages, **variables))
+  bos = template.tokens.get("bos_token")
+  if bos and ids[:2] == [tokenizer.id_of(bos)] * 2:
+    return ids[1:]
+  return ids
 
 
 def check_messages(messages: Any) -> None:

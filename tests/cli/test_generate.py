@@ -6,55 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import flagsaver
 
 from nemodiff_jax import api
-from nemodiff_jax.cli import flags as shared
-from nemodiff_jax.cli import generate
 from tests import helpers
+from tests.cli.conftest import read, write
 
 KEYS = [
   "id", "text", "token_ids", "finish_reason", "mode", "nfe",
   "tokens_per_forward", "prompt_tokens", "completion_tokens",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run(folder, capsys):
-  """Runs the command in this process; returns (exit code, stdout, stderr)."""
-
-  def call(*flags, checkpoint=folder):
-    argv = ["generate", f"--checkpoint={checkpoint}", *flags]
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-      shared.run(generate.main, argv)
-    out = capsys.readouterr()
-    return stop.value.code or 0, out.out, out.err
-
-  return call
-
-
-@pytest.fixture
-def job(tmp_path, tiny):
-  """A prompts file with five good lines; returns its path."""
-  path = tmp_path / "in.jsonl"
-  prompts = helpers.prompts_of(tiny.config, (3, 17, 9, 1, 30))
-  write(
-    path,
-    [
-      {"id": f"p{i}", "prompt_ids": p, "max_new_tokens": 5 + i, "seed": i}
-      for i, p in enumerate(prompts)
-    ],
-  )
-  return path
-
-
-def write(path, lines):
-  text = (json.dumps(x) if isinstance(x, dict) else x for x in lines)
-  path.write_text("".join(f"{line}\n" for line in text))
-
-
-def read(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_one_prompt_prints_its_text(run):
@@ -134,7 +94,7 @@ BAD = [
   ({"prompt": "w7 w5"}, 1, "bad_ids", "the mask id 5 at place 2"),
   ({"prompt": 3}, 1, "bad_value", "prompt should be a text, got 3"),
   ({"prompt": "w7", "prompt_ids": [7]}, 1, "no_prompt", "expected one of"),
-  ({"id": "y"}, "y", "no_prompt", "expected one of prompt and prompt_ids"),
+  ({"id": "y"}, "y", "no_prompt", "expected one of prompt, prompt_ids, messages"),
   ({"id": 1.5, "prompt": "w7"}, None, "bad_id", "text or a whole number"),
   ({"prompt_ids": [7] * 510}, 1, "too_long", "should be at most 512"),
   ({"prompt_ids": [7], "max_new_tokens": 0}, 1, "bad_value", "at least 1, got 0"),
@@ -256,7 +216,8 @@ def test_help_documents_every_flag():
   for name in (
     "checkpoint mode prompt prompts_file output max_new_tokens block_length"
     " threshold steps_per_block draft_threshold lora temperature top_k top_p"
-    " min_p seed dtype batch_size max_length attention debug"
+    " min_p seed dtype batch_size max_length attention debug stop logprobs"
+    " max_thinking_tokens end_think_token_id enable_thinking chat stream trace"
   ).split():
     assert f"--{name}" in text.replace("--[no]", "--"), name
 

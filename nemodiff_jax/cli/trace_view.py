@@ -1,0 +1,117 @@
+"""Traces of one prompt: a JSON file, or a live view in the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nemodiff_jax import api
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.generate import Moment
+from nemodiff_jax.decode.trace import trace_passes
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.tokenizer import Tokenizer
+
+MIN_COLUMNS = 24
+_DELAY = 0.1  # Seconds a pass stays on the screen.
+
+
+def show(
+  model: api.Model,
+  config: DecodeConfig,
+  prompt: Sequence[int],
+  row: RowSettings,
+  path: str,
+) -> int:
+  """Decodes one checked prompt and writes or shows every pass.
+
+  Args:
+    model: from `load`.
+    config: how to decode.
+    prompt: checked ids.
+    row: its settings.
+    path: of a JSON file, or '-' for the terminal.
+
+  Raises:
+    UserError: the file cannot be written, or the terminal is too narrow.
+  """
+  outputs: list[api.DecodeOutput] = []
+
+  def moments() -> Iterator[Moment]:
+    for item in api.watch(model, config, prompt, row, traced=True):
+      if isinstance(item, Moment):
+        yield item
+      elif isinstance(item, api.DecodeOutput):
+        outputs.append(item)
+
+  entries = trace_passes(moments())
+  if path == "-":
+    _live(model, entries)
+    return 0
+  try:
+    file = open(path, "w", encoding="utf-8")
+  except OSError as e:
+    raise UserError(f"trace {path!r} cannot be written: {e}.") from e
+  with file:
+    passes = list(entries)
+    content = {
+      "mode": config.mode,
+      "mask_id": model.config.mask_id,
+      "prompt_ids": list(prompt),
+      "output": {"text": outputs[0].text, "token_ids": outputs[0].token_ids},
+      "passes": passes,
+    }
+    json.dump(content, file)
+    file.write("\n")
+  print(outputs[0].text)
+  return 0
+
+
+def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:
+  import rich.console
+  import rich.live
+  import rich.text
+
+  console = rich.console.Console(file=sys.stdout)
+  if console.width < MIN_COLUMNS:
+    raise UserError(
+      f"the terminal should be at least {MIN_COLUMNS} columns wide for the live"
+      f" view, got {console.width}; widen it, or use --trace=FILE.json."
+    )
+  with rich.live.Live(console=console, auto_refresh=False) as live:
+    for entry in entries:
+      live.update(render(model.tokenizer, model.config.mask_id, entry))
+      live.refresh()
+      if console.is_terminal:
+        time.sleep(_DELAY)
+
+
+def render(
+  tokenizer: Tokenizer | None, mask_id: int | None, entry: dict[str, Any]
+) -> Any:
+  """The output so far and the block of a pass, as rich text.
+
+  Slots that the pass filled are bold green, tokens known before plain, open
+  slots are shaded squares; what a verification confirmed counts as output.
+  """
+  import rich.text
+
+  say = lambda ids: tokenizer.decode(ids) if tokenizer else f"{ids} "
+  text = rich.text.Text(
+    f"pass {entry['nfe']:>4}  {entry['phase']}"
+    + (f"  accepted {entry['accepted']}" if "accepted" in entry else ""),
+    style="dim",
+  )
+  text.append("\n" + say(entry["tokens"]), style="default")
+  revealed = set(entry.get("revealed", ()))
+  if entry["phase"] not in ("denoise", "draft") or entry["ended"]:
+    return text
+  for slot, token in enumerate(entry["canvas"]):
+    if slot in revealed:
+      text.append(say([entry["proposed"][slot]]) or " ", style="bold green")
+    elif token == mask_id:
+      text.append("\u2591", style="dim")
+    elif slot:
+      text.append(say([token]), style="default")
+  return text

@@ -1,0 +1,74 @@
+"""Prompts in any form, and what a row needs of the tokenizer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from nemodiff_jax.decode.config import RowSettings
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.chat import ChatTemplate, encode_chat
+from nemodiff_jax.text.tokenizer import Tokenizer
+
+END_THINK = "</think>"
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+
+
+def encode_prompt(
+  tokenizer: Tokenizer | None,
+  template: ChatTemplate | None,
+  prompt: Prompt,
+  **variables: Any,
+) -> Sequence[int]:
+  """Ids of a prompt, for `check_prompt`.
+
+  Args:
+    tokenizer: of the checkpoint.
+    template: of the checkpoint.
+    prompt: text; messages (dicts); or ids, which are used as they are.
+    **variables: for the template.
+
+  Raises:
+    UserError: an empty text, or a text without a tokenizer.
+  """
+  if not isinstance(prompt, str):
+    if len(prompt := _sized(prompt)) and isinstance(prompt[0], dict):
+      return encode_chat(template, tokenizer, prompt, **variables)
+    return prompt
+  if not prompt:
+    raise UserError(
+      "the prompt is empty; it should hold at least one character.",
+      "empty_prompt",
+    )
+  if tokenizer is None:
+    raise UserError(
+      "this checkpoint has no tokenizer (tokenizer.json, tekken.json or"
+      " tokenizer.model), so prompts should be token ids."
+    )
+  return tokenizer.encode(prompt)
+
+
+def finish_row(tokenizer: Tokenizer | None, row: RowSettings) -> RowSettings:
+  """Fills in the end-of-thinking token of a row with a thinking budget.
+
+  Raises:
+    UserError: the tokenizer has none; or stop strings without a tokenizer.
+  """
+  if row.stop and tokenizer is None:
+    raise UserError("stop strings need a tokenizer; use stop_token_ids.")
+  if row.max_thinking_tokens is None or row.end_think_token_id is not None:
+    return row
+  token = None if tokenizer is None else tokenizer.id_of(END_THINK)
+  if token is None:
+    raise UserError(
+      f"max_thinking_tokens needs the token {END_THINK!r}, which the tokenizer"
+      " lacks; give end_think_token_id."
+    )
+  return dataclasses.replace(row, end_think_token_id=token)
+
+
+def _sized(prompt: Any) -> Any:
+  if not hasattr(prompt, "__len__"):
+    raise UserError(
+      f"prompt_ids should be a list of token ids, got {prompt!r}.", "bad_ids"
+    )
+  return prompt

@@ -1,0 +1,48 @@
+"""The command in this process, and a job for it."""
+
+import json
+
+import pytest
+from absl.testing import flagsaver
+
+from nemodiff_jax.cli import flags as shared
+from nemodiff_jax.cli import generate
+from tests import helpers
+
+
+@pytest.fixture
+def run(folder, capsys):
+  """Runs the command in this process; returns (exit code, stdout, stderr)."""
+
+  def call(*flags, checkpoint=folder):
+    argv = ["generate", f"--checkpoint={checkpoint}", *flags]
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+      shared.run(generate.main, argv)
+    out = capsys.readouterr()
+    return stop.value.code or 0, out.out, out.err
+
+  return call
+
+
+@pytest.fixture
+def job(tmp_path, tiny):
+  """A prompts file with five good lines; returns its path."""
+  path = tmp_path / "in.jsonl"
+  prompts = helpers.prompts_of(tiny.config, (3, 17, 9, 1, 30))
+  write(
+    path,
+    [
+      {"id": f"p{i}", "prompt_ids": p, "max_new_tokens": 5 + i, "seed": i}
+      for i, p in enumerate(prompts)
+    ],
+  )
+  return path
+
+
+def write(path, lines):
+  text = (json.dumps(x) if isinstance(x, dict) else x for x in lines)
+  path.write_text("".join(f"{line}\n" for line in text))
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,225 @@
+"""Log-probabilities, stop strings and thinking budgets, in every mode."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nemodiff_jax.decode.config import RowSettings, decode_config
+from nemodiff_jax.decode.generate import stream_ids
+from nemodiff_jax.decode.trace import trace_passes
+from nemodiff_jax.errors import UserError
+from tests import helpers, twin
+from tests.decode.test_modes import MODES
+
+SIZES = (3, 17, 9, 30)
+
+
+class Words:
+  """A tokenizer of words 'w<i> '."""
+
+  def encode(self, text):
+    return [int(w[1:]) for w in text.split()]
+
+  def decode(self, ids):
+    return "".join(f"w{i} " for i in ids)
+
+  def id_of(self, token):
+    return None
+
+
+def run(tiny, mode, rows, lora=False, **how):
+  config = decode_config(tiny.config, mode, **MODES[mode])
+  prompts = helpers.prompts_of(tiny.config, SIZES)
+  return tiny.decode(config, prompts, rows, lora, **how)
+
+
+def log_softmax(x):
+  x = x - x.max()
+  return x - np.log(np.exp(x).sum())
+
+
+def test_logprobs_of_ar_are_those_of_the_twin(tiny):
+  row = RowSettings(12, logprobs=3)
+  model = twin.NumpyModel(tiny.config, tiny.params)
+  prompts = helpers.prompts_of(tiny.config, SIZES)
+  for prompt, found in zip(prompts, run(tiny, "ar", [row] * 4), strict=True):
+    ids = found.token_ids
+    logits = model.causal(prompt + ids)[len(prompt) - 1 : -1]
+    logits[:, tiny.config.mask_id] = -np.inf
+    for t, token in enumerate(ids):
+      want = log_softmax(logits[t])
+      assert found.logprobs.token[t] == pytest.approx(want[token], abs=1e-3)
+      best = np.argsort(-want)[:3]
+      assert found.logprobs.top_ids[t] == best.tolist()
+      assert found.logprobs.top[t] == pytest.approx(want[best], abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("mode", ["linear_spec", "quadratic_spec"])
+def test_logprobs_of_spec_are_those_of_ar(tiny, mode, temperature):
+  row = RowSettings(20, temperature, seed=3, logprobs=2, top_p=0.95)
+  for ar, spec in zip(
+    run(tiny, "ar", [row] * 4), run(tiny, mode, [row] * 4), strict=True
+  ):
+    assert ar.token_ids == spec.token_ids
+    np.testing.assert_allclose(
+      ar.logprobs.token, spec.logprobs.token, rtol=1e-3, atol=1e-3
+    )
+    assert ar.logprobs.top_ids == spec.logprobs.top_ids
+
+
+def test_logprobs_are_of_the_distribution_sampled_from(tiny):
+  row = RowSettings(16, 1.2, top_k=3, seed=1, logprobs=8)
+  found = run(tiny, "diffusion", [row] * 4)[0]
+  for token, ids, top, chosen in zip(
+    found.token_ids,
+    found.logprobs.top_ids,
+    found.logprobs.top,
+    found.logprobs.token,
+    strict=True,
+  ):
+    assert len(ids) == 3 and token in ids  # The filter kept three.
+    assert np.exp(top).sum() == pytest.approx(1, abs=1e-4)
+    assert chosen == pytest.approx(top[ids.index(token)], abs=1e-5)
+
+
+def test_logprobs_change_nothing_and_come_when_asked(tiny):
+  rows = [RowSettings(9), RowSettings(9, logprobs=0)] * 2
+  for mode in MODES:
+    plain = run(tiny, mode, [RowSettings(9)] * 4)
+    asked = run(tiny, mode, rows)
+    assert [a.token_ids for a in asked] == [p.token_ids for p in plain]
+    assert asked[0].logprobs is None
+    assert len(asked[1].logprobs.token) == 9
+    assert asked[1].logprobs.top_ids == [[]] * 9
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_string_ends_the_row_with_its_token(tiny, mode):
+  free = run(tiny, mode, [RowSettings(30)] * 4)
+  stops, ends = [], []
+  for found in free:  # Two tokens in the middle of each row's output.
+    text = Words().decode(found.token_ids)
+    stop = Words().decode(found.token_ids[7:9])[1:-1]
+    stops.append(stop)
+    upto = text.index(stop) + len(stop)
+    ends.append(text[:upto].count("w"))
+  rows = [RowSettings(30, stop=s) for s in stops]
+  found = run(tiny, mode, rows, tokenizer=Words())
+  for was, now, stop, end in zip(free, found, stops, ends, strict=True):
+    assert now.token_ids == was.token_ids[:end]
+    assert now.finish_reason == "stop" and now.nfe <= was.nfe
+    assert now.text == Words().decode(was.token_ids).split(stop)[0]
+  alone = run(tiny, mode, [rows[0]] * 4, tokenizer=Words())[0]
+  assert alone == found[0]
+
+
+def test_text_without_a_stop_leaves_out_the_eos(tiny):
+  free = run(tiny, "ar", [RowSettings(9)] * 4)[0].token_ids
+  row = RowSettings(9, stop_token_ids=(free[4],), stop="never")
+  found = run(tiny, "ar", [row] * 4, tokenizer=Words())[0]
+  assert found.text == Words().decode(free[: free.index(free[4])])
+  with pytest.raises(UserError, match="stop strings need a tokenizer"):
+    run(tiny, "ar", [row] * 4)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5, 8, 11])
+@pytest.mark.parametrize("mode", MODES)
+def test_thinking_budget_forces_its_token(tiny, mode, budget):
+  end = 77
+  row = RowSettings(20, max_thinking_tokens=budget, end_think_token_id=end)
+  ar = run(tiny, "ar", [row] * 4)
+  found = run(tiny, mode, [row] * 4)
+  for a, f in zip(ar, found, strict=True):
+    ids = f.token_ids
+    assert end in ids[: budget + 1] and len(ids) == 20
+    if mode != "diffusion":
+      assert ids == a.token_ids
+  prompt = helpers.prompts_of(tiny.config, SIZES)[1]
+  config = decode_config(tiny.config, mode, **MODES[mode])
+  assert tiny.decode(config, [prompt], [row])[0] == found[1]
+
+
+def test_a_budget_that_is_not_needed_changes_nothing(tiny):
+  """Also in a sampled run; and no token is forced twice."""
+  for mode in MODES:
+    free = run(tiny, mode, [RowSettings(24, 0.5, seed=9)] * 4)
+    for found, row in zip(free, range(4), strict=True):
+      end = found.token_ids[3]
+      kept = RowSettings(
+        24, 0.5, seed=9, max_thinking_tokens=16, end_think_token_id=end
+      )
+      rows = [RowSettings(24, 0.5, seed=9)] * 4
+      rows[row] = kept
+      again = run(tiny, mode, rows)
+      if mode != "diffusion":  # There the canvas is written at block start.
+        assert again[row].token_ids == found.token_ids
+
+
+def moments(tiny, mode, tokens=20):
+  config = decode_config(tiny.config, mode, **MODES[mode])
+  prompt = helpers.prompts_of(tiny.config, (9,))
+  return config, prompt, stream_ids(
+    tiny.module, tiny.weights(True), config, prompt,
+    [RowSettings(tokens)], traced=True,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trace_tells_every_pass(tiny, mode):
+  config, prompt, run_ = moments(tiny, mode)
+  entries = list(trace_passes(run_))
+  want = tiny.decode(config, prompt, [RowSettings(20)], lora=True)[0]
+  assert entries[-1]["tokens"] == want.token_ids and entries[-1]["ended"]
+  counted = want.nfe - (mode != "diffusion")  # The prefill is not a pass here.
+  assert len(entries) == counted
+  assert [e["accepted"] for e in entries if "accepted" in e] == (
+    want.accepted or []
+  )
+  mask = tiny.config.mask_id
+  for entry in entries:
+    assert all(0 <= c <= 1.0001 for c in entry["confidence"])
+    for slot in entry.get("revealed", ()):
+      assert entry["canvas"][slot] == mask
+    if entry["phase"] == "denoise":
+      assert entry["revealed"]
+
+
+def test_trace_replays_the_threshold_rule(tiny):
+  config, _, run_ = moments(tiny, "diffusion", 16)
+  for entry in trace_passes(run_):
+    if entry["phase"] != "denoise":
+      continue
+    sure = np.array(entry["confidence"])
+    masked = np.array(entry["canvas"]) == tiny.config.mask_id
+    best = np.argmax(np.where(masked, sure, -1))
+    want = set(np.flatnonzero(masked & (sure >= config.threshold))) | {best}
+    assert set(entry["revealed"]) == want
+
+
+def test_untraced_states_hold_no_proposals(tiny):
+  _, _, run_ = moments(tiny, "ar", 2)
+  assert next(run_).state.proposed is not None
+  config = decode_config(tiny.config, "ar")
+  plain = stream_ids(
+    tiny.module, tiny.weights(), config, [[7]], [RowSettings(2)]
+  )
+  state = next(plain).state
+  assert state.proposed is None and state.output.logprob is None
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("logprobs", 21, "logprobs should be at most 20, got 21"),
+    ("logprobs", -1, "logprobs should be a whole number"),
+    ("max_thinking_tokens", 1.5, "max_thinking_tokens should be a whole"),
+    ("end_think_token_id", "x", "end_think_token_id should be a whole"),
+    ("stop", 3, "stop should be a text or a list"),
+    ("stop", [""], "no empty text"),
+  ],
+)
+def test_bad_settings_are_named(field, value, message):
+  with pytest.raises(UserError, match=message):
+    dataclasses.replace(RowSettings(), **{field: value})
