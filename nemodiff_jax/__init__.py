@@ -15,6 +15,7 @@ if TYPE_CHECKING:
   from nemodiff_jax.decode.config import DecodeConfig, RowSettings
   from nemodiff_jax.errors import UserError
   from nemodiff_jax.nn.config import ModelConfig
+  from nemodiff_jax.streams import stream
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOME = {
   "UserError": "nemodiff_jax.errors",
   "generate": "nemodiff_jax.api",
   "load": "nemodiff_jax.api",
+  "stream": "nemodiff_jax.streams",
 }
 __all__ = [
   "DecodeConfig",
@@ -37,6 +39,7 @@ __all__ = [
   "UserError",
   "generate",
   "load",
+  "stream",
 ]
 
 

@@ -18,9 +18,7 @@ from nemodiff_jax.decode.config import (
 from nemodiff_jax.decode.generate import (
   DecodedIds,
   Logprobs,
-  Moment,
   decode_ids,
-  stream_ids,
 )
 from nemodiff_jax.decode.memory import check_memory
 from nemodiff_jax.decode.state import Weights
@@ -242,7 +240,7 @@ def generate(
   Raises:
     UserError: a setting or a prompt that cannot be served.
   """
-  row, config = _split(model, mode, settings)
+  row, config = split_settings(model, mode, settings)
   many: Any = prompts
   if isinstance(prompts, str) or (
     len(prompts) and isinstance(prompts[0], (int, np.integer, dict))
@@ -251,63 +249,6 @@ def generate(
   ids = [prepare(model, p, row) for p in many]
   rows = [finish_row(model.tokenizer, row)] * len(ids)
   return list(generate_rows(model, config, ids, rows, batch_size))
-
-
-def stream(
-  model: Model, prompt: Prompt, *, mode: str = "ar", **settings: Any
-) -> Iterator[str | DecodeOutput]:
-  """Yields the text of one prompt as it becomes certain, then the output.
-
-  The pieces add up to the output's text, which is that of `generate`.
-
-  Args:
-    model: from `load`.
-    prompt: text, token ids, or messages.
-    mode: decoding mode.
-    **settings: as for `generate`.
-
-  Raises:
-    UserError: as for `generate`; or the checkpoint has no tokenizer.
-  """
-  row, config = _split(model, mode, settings)
-  ids = prepare(model, prompt, row)
-  row = finish_row(model.tokenizer, row)
-  for item in watch(model, config, ids, row):
-    if isinstance(item, (str, DecodeOutput)):
-      yield item
-
-
-def watch(
-  model: Model,
-  config: DecodeConfig,
-  prompt: Sequence[int],
-  row: RowSettings,
-  *,
-  traced: bool = False,
-) -> Iterator[Moment | str | DecodeOutput]:
-  """Every moment of one checked prompt, new text after it, and the output."""
-  if model.tokenizer is None:
-    raise UserError("a stream of text needs a tokenizer; there is none.")
-  _check_batch(model, config, [prompt], [row], 1)
-  shown, moment = "", None
-  for moment in stream_ids(
-    model.module,
-    model.weights,
-    config,
-    [prompt],
-    [row],
-    attention=model.attention,
-    tokenizer=model.tokenizer,
-    traced=traced,
-  ):
-    text = moment.results()[0].text or ""
-    yield moment
-    if text != shown:
-      yield text[len(shown) :]
-      shown = text
-  if moment is not None:
-    done = moment.results()[0]
-    yield make_output(model.tokenizer, config.mode, len(prompt), done)
 
 
 def generate_rows(
@@ -323,7 +264,7 @@ def generate_rows(
   batch_size = min(batch_size, len(prompts))
   for at in range(0, len(prompts), max(batch_size, 1)):
     part, settings = prompts[at : at + batch_size], rows[at : at + batch_size]
-    _check_batch(model, config, part, settings, batch_size)
+    check_batch(model, config, part, settings, batch_size)
     decoded = decode_ids(
       model.module,
       model.weights,
@@ -338,7 +279,14 @@ def generate_rows(
       yield make_output(model.tokenizer, config.mode, len(prompt), ids)
 
 
-def _check_batch(model, config, prompts, settings, batch_size) -> None:
+def check_batch(
+  model: Model,
+  config: DecodeConfig,
+  prompts: Sequence[Sequence[int]],
+  settings: Sequence[RowSettings],
+  batch_size: int,
+) -> None:
+  """Raises a UserError if a batch cannot fit beside the parameters."""
   longest = max(map(len, prompts))
   most = max(s.max_new_tokens for s in settings)
   dtype = model.module.dtype
@@ -347,7 +295,7 @@ def _check_batch(model, config, prompts, settings, batch_size) -> None:
   )
 
 
-def _split(
+def split_settings(
   model: Model, mode: str, settings: dict[str, Any]
 ) -> tuple[RowSettings, DecodeConfig]:
   """Settings of the row, and of the run, from one set of names."""

@@ -19,7 +19,7 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from nemodiff_jax import api
+from nemodiff_jax import api, streams
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import jobs, trace_view
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
@@ -126,7 +126,7 @@ def _check_fit(
 def _print(model: api.Model, config: DecodeConfig, task: jobs.Task) -> int:
   """The text on standard output, the figures beside it."""
   if _STREAM.value:
-    output = _stream(api.watch(model, config, task.prompt, task.row))
+    output = _stream(streams.watch(model, config, task.prompt, task.row))
   else:
     (output,) = api.generate_rows(model, config, [task.prompt], [task.row], 1)
     print(output.token_ids if output.text is None else output.text)

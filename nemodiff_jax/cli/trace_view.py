@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nemodiff_jax import api
+from nemodiff_jax import api, streams
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.generate import Moment
 from nemodiff_jax.decode.trace import trace_passes
@@ -39,7 +39,7 @@ def show(
   outputs: list[api.DecodeOutput] = []
 
   def moments() -> Iterator[Moment]:
-    for item in api.watch(model, config, prompt, row, traced=True):
+    for item in streams.watch(model, config, prompt, row, traced=True):
       if isinstance(item, Moment):
         yield item
       elif isinstance(item, api.DecodeOutput):

@@ -19,6 +19,7 @@ from nemodiff_jax.decode.state import (
   Weights,
 )
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import Transformer
 from nemodiff_jax.text.stream import TextStream
@@ -108,6 +109,51 @@ def decode_ids(
   return _results(config, state, settings)[: len(prompts)]
 
 
+@dataclasses.dataclass
+class Kept:
+  """The cache of one row between two replies of a conversation.
+
+  Attributes:
+    cache: None before the first reply.
+    ids: the tokens whose keys and values it holds.
+    reused: of these, how many the last prompt began with.
+  """
+
+  cache: KVCache | None = None
+  ids: list[int] = dataclasses.field(default_factory=list)
+  reused: int = 0
+
+  def reuse(
+    self, prompt: Sequence[int], capacity: int
+  ) -> tuple[KVCache | None, int]:
+    """Gives the cache away: (cache, leading tokens of the prompt it holds).
+
+    At least the last token of the prompt is always read again.
+    """
+    cache, self.cache = self.cache, None
+    if cache is None or cache.k[0].is_deleted():  # Lost inside a pass.
+      self.reused = 0
+      return None, 0
+    if (more := capacity - cache.capacity) > 0:
+      room = ((0, 0), (0, more), (0, 0), (0, 0))
+      cache = jax.tree.map(lambda x: jnp.pad(x, room), cache)
+    same = 0
+    for a, b in zip(self.ids, prompt[:-1], strict=False):
+      if a != b:
+        break
+      same += 1
+    self.reused = same
+    return cache, same
+
+  def keep(self, prompt: Sequence[int], moment: "Moment") -> None:
+    """Takes back the cache of a reply, ended or broken off."""
+    state = moment.state
+    count, length = int(state.count[0]), int(state.lengths[0])
+    tokens = jax.device_get(state.output.token)[0, :count].tolist()
+    self.ids = [*prompt, *tokens][:length]
+    self.cache = state.cache
+
+
 @dataclasses.dataclass(frozen=True)
 class Moment:
   """A batch between two passes.
@@ -147,6 +193,7 @@ def stream_ids(
   attention: str | None = None,
   tokenizer: Tokenizer | None = None,
   traced: bool = False,
+  kept: Kept | None = None,
 ) -> Iterator[Moment]:
   """Like `decode_ids`, but yields before the first and after every pass.
 
@@ -155,7 +202,7 @@ def stream_ids(
   if tokenizer is None and any(s.stop for s in settings):
     raise UserError("stop strings need a tokenizer; use stop_token_ids.")
   decoder, weights, begun = start(
-    module, weights, config, prompts, settings, batch, attention, traced
+    module, weights, config, prompts, settings, batch, attention, traced, kept
   )
   rows = begun.lengths.shape[0]
   texts: list[TextStream | None] = [None] * rows
@@ -176,6 +223,7 @@ def start(
   batch: int | None = None,
   attention: str | None = None,
   traced: bool = False,
+  kept: Kept | None = None,
 ) -> tuple[Decoder, Weights, DecodeState]:
   """Prefills a batch; what is returned goes to `driver`."""
   sampled = [s for s in settings if s.temperature > 0]
@@ -191,16 +239,18 @@ def start(
   )
   if config.mode != "linear_spec":
     weights = dataclasses.replace(weights, lora=None)
-  capacity = cache_capacity(
-    config,
-    max(len(p) for p in prompts),
-    max(s.max_new_tokens for s in settings),
+  most = max(s.max_new_tokens for s in settings)
+  capacity = cache_capacity(config, max(map(len, prompts)), most)
+  cache, cached = (
+    (None, 0) if kept is None else kept.reuse(prompts[0], capacity)
   )
+  if cache is not None:
+    capacity = cache.capacity
   padding = max(0, (batch or 0) - len(prompts))
   rows = make_rows(module.config, config, [*settings, *[settings[0]] * padding])
   with _exact(module):
     padded = [*prompts, *[()] * padding]
-    state = prefill(decoder, weights, padded, rows, capacity)
+    state = prefill(decoder, weights, padded, rows, capacity, cache, cached)
   return decoder, weights, state
 
 

@@ -42,6 +42,8 @@ def prefill(
   prompts: Sequence[Sequence[int]],
   rows: Rows,
   capacity: int,
+  cache: KVCache | None = None,
+  cached: int = 0,
 ) -> DecodeState:
   """Reads the prompts and starts the mode.
 
@@ -51,25 +53,30 @@ def prefill(
     prompts: token ids of each row; an empty row is padding.
     rows: settings of each row.
     capacity: cache positions per row.
+    cache: one to go on with (donated), of that capacity; None: a new one.
+    cached: leading tokens of every prompt that the cache holds already; fewer
+      than any prompt has.
 
   Returns:
     The state before the first pass of the mode.
   """
   masks = decoder.block if decoder.mode == "quadratic_spec" else 0
   lengths = np.array([len(p) for p in prompts], np.int32)
-  width = chunk_width(int(lengths.max()), masks)
-  chunks = -(-(int(lengths.max()) + masks) // width)
+  longest = int(lengths.max()) - cached
+  width = chunk_width(longest, masks)
+  chunks = -(-(longest + masks) // width)
   table = np.full((len(prompts), chunks * width), max(decoder.mask_id, 0))
   positions = np.arange(chunks * width) - chunks * width
   positions = (positions[None] + lengths[:, None] + masks).astype(np.int32)
+  positions[positions < cached] = -1  # Padding, or there already.
   for row, prompt in enumerate(prompts):
     inside = (positions[row] >= 0) & (positions[row] < len(prompt))
-    table[row, inside] = prompt
+    table[row, inside] = np.asarray(prompt)[positions[row, inside]]
   table = table.astype(np.int32)
 
-  cache = init_cache(
-    decoder.module.config, len(prompts), capacity, decoder.module.dtype
-  )
+  if cache is None:
+    config, dtype = decoder.module.config, decoder.module.dtype
+    cache = init_cache(config, len(prompts), capacity, dtype)
   ends = jnp.asarray(lengths)
   for start in range(0, (chunks - 1) * width, width):
     part = slice(start, start + width)

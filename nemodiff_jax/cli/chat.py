@@ -1,0 +1,150 @@
+"""A conversation in the terminal; the mode can change between replies.
+
+    python -m nemodiff_jax.cli.chat --checkpoint=DIR --mode=linear_spec
+
+Commands: /mode NAME, /reset, /help, /quit. Ctrl-C stops a reply, not the chat.
+The cache is kept, so that a turn reads only what is new.
+"""
+
+import dataclasses
+import sys
+
+from absl import flags
+
+from nemodiff_jax import api, streams
+from nemodiff_jax.cli import flags as shared
+from nemodiff_jax.decode.config import (
+  MODES,
+  DecodeConfig,
+  RowSettings,
+  check_prompt,
+  decode_config,
+)
+from nemodiff_jax.decode.generate import Kept
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.prompts import encode_prompt, finish_row
+
+flags.adopt_module_key_flags(shared)
+HELP = (
+  f"/mode NAME   one of {', '.join(MODES)}\n"
+  "/reset       forget the conversation\n"
+  "/quit        leave (or Ctrl-D)"
+)
+
+
+@dataclasses.dataclass
+class Chat:
+  """A conversation and how its next reply is decoded.
+
+  Attributes:
+    model: the model.
+    config: how the next reply is decoded.
+    row: settings of every reply.
+    messages: what was said.
+    kept: the cache between replies.
+  """
+
+  model: api.Model
+  config: DecodeConfig
+  row: RowSettings
+  messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+  kept: Kept = dataclasses.field(default_factory=Kept)
+
+  def command(self, line: str) -> bool:
+    """Obeys a line that begins with '/'; False: leave.
+
+    Raises:
+      UserError: an unknown command or mode.
+    """
+    name, _, argument = line.partition(" ")
+    if name == "/quit":
+      return False
+    if name == "/reset":
+      self.messages.clear()
+      print("[forgotten]")
+    elif name == "/mode":
+      self.config = decode_config(
+        self.model.config,
+        argument.strip(),
+        threshold=self.config.threshold,
+        steps_per_block=self.config.steps_per_block,
+        draft_threshold=self.config.draft_threshold,
+      )
+      print(f"[{self.config.mode}, block {self.config.block_length}]")
+    elif name == "/help":
+      print(HELP)
+    else:
+      raise UserError(f"unknown command {name!r}; /help lists them.")
+    return True
+
+  def reply(self, line: str) -> None:
+    """Answers a message, printing the text as it becomes certain.
+
+    Raises:
+      UserError: the conversation is too long, or the template refuses it.
+    """
+    messages = [*self.messages, {"role": "user", "content": line}]
+    think = shared.ENABLE_THINKING.value
+    variables = {} if think is None else {"enable_thinking": think}
+    model = self.model
+    ids = encode_prompt(model.tokenizer, model.template, messages, **variables)
+    prompt = check_prompt(ids, self.row, model.config, shared.max_length())
+    said, figures = "", "stopped"
+    try:
+      for item in streams.watch(
+        model, self.config, prompt, self.row, kept=self.kept
+      ):
+        if isinstance(item, str):
+          said += item
+          print(item, end="", flush=True)
+        elif isinstance(item, api.DecodeOutput):
+          figures = (
+            f"{item.mode}: {item.completion_tokens} tokens in {item.nfe}"
+            f" passes, {self.kept.reused} of {len(prompt)} prompt tokens kept"
+          )
+    except KeyboardInterrupt:
+      pass
+    print(f"\n[{figures}]")
+    self.messages = [*messages, {"role": "assistant", "content": said}]
+
+
+def main() -> int:
+  """Runs the command; returns the exit code."""
+  opened = shared.checkpoint()
+  if opened.template is None or opened.tokenizer is None:
+    raise UserError(
+      f"{opened.folder}: a chat needs a chat template (chat_template.jinja)"
+      " and a tokenizer; use cli.generate."
+    )
+  row = finish_row(opened.tokenizer, shared.row_settings())
+  config = shared.run_config(opened)
+  chat = Chat(shared.load(opened), config, row)
+  print(f"[{config.mode}, block {config.block_length}; /help for commands]")
+  if sys.stdin.isatty():
+    import readline  # noqa: F401  (makes input() editable)
+  while True:
+    try:
+      line = input("> ").strip()
+    except EOFError:
+      print()
+      return 0
+    except KeyboardInterrupt:
+      print("\n[/quit or Ctrl-D leaves]")
+      continue
+    try:
+      if line.startswith("/"):
+        if not chat.command(line):
+          return 0
+      elif line:
+        chat.reply(line)
+    except UserError as e:
+      print(f"error: {e}", file=sys.stderr)
+
+
+def console() -> None:
+  """Entry point of the installed command."""
+  shared.run(main)
+
+
+if __name__ == "__main__":
+  console()

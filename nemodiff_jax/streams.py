@@ -1,0 +1,87 @@
+"""One prompt, pass by pass: its text as it becomes certain, and its states."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nemodiff_jax.api import (
+  DecodeOutput,
+  Model,
+  check_batch,
+  make_output,
+  prepare,
+  split_settings,
+)
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.generate import Kept, Moment, stream_ids
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.prompts import Prompt, finish_row
+
+
+def stream(
+  model: Model, prompt: Prompt, *, mode: str = "ar", **settings: Any
+) -> Iterator[str | DecodeOutput]:
+  """Yields the text of one prompt as it becomes certain, then the output.
+
+  The pieces add up to the output's text, which is that of `generate`.
+
+  Args:
+    model: from `load`.
+    prompt: text, token ids, or messages.
+    mode: decoding mode.
+    **settings: as for `generate`.
+
+  Raises:
+    UserError: as for `generate`; or the checkpoint has no tokenizer.
+  """
+  row, config = split_settings(model, mode, settings)
+  ids = prepare(model, prompt, row)
+  row = finish_row(model.tokenizer, row)
+  for item in watch(model, config, ids, row):
+    if isinstance(item, (str, DecodeOutput)):
+      yield item
+
+
+def watch(
+  model: Model,
+  config: DecodeConfig,
+  prompt: Sequence[int],
+  row: RowSettings,
+  *,
+  traced: bool = False,
+  kept: Kept | None = None,
+) -> Iterator[Moment | str | DecodeOutput]:
+  """Every moment of one checked prompt, new text after it, and the output.
+
+  Args:
+    model: from `load`; it needs a tokenizer.
+    config: how to decode.
+    prompt: checked ids.
+    row: settings, from `prompts.finish_row`.
+    traced: keep what each pass proposed.
+    kept: cache of a conversation, to go on from and to leave for the next.
+  """
+  if model.tokenizer is None:
+    raise UserError("a stream of text needs a tokenizer; there is none.")
+  check_batch(model, config, [prompt], [row], 1)
+  shown, moment = "", None
+  for moment in stream_ids(
+    model.module,
+    model.weights,
+    config,
+    [prompt],
+    [row],
+    attention=model.attention,
+    tokenizer=model.tokenizer,
+    traced=traced,
+    kept=kept,
+  ):
+    if kept is not None:
+      kept.keep(prompt, moment)
+    text = moment.results()[0].text or ""
+    yield moment
+    if text != shown:
+      yield text[len(shown) :]
+      shown = text
+  if moment is not None:
+    done = moment.results()[0]
+    yield make_output(model.tokenizer, config.mode, len(prompt), done)

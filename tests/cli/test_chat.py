@@ -1,0 +1,139 @@
+"""cli.chat through a pseudo-terminal, and the cache it keeps."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import nemodiff_jax as nd
+from nemodiff_jax import streams
+from nemodiff_jax.decode.config import RowSettings, decode_config
+from nemodiff_jax.decode.generate import Kept
+from tests import helpers
+from tests.cli.test_watching import chatty  # noqa: F401
+from tests.decode.test_modes import MODES
+
+
+def last(items):
+  *_, output = items
+  return output
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kept_cache_changes_nothing(folder, mode):
+  """A second turn that reads only what is new says what a fresh one says."""
+  model = nd.load(str(folder))
+  config = decode_config(model.config, mode, **MODES[mode])
+  row = RowSettings(12)
+  kept = Kept()
+  prompt = helpers.prompts_of(model.config, (40,))[0]
+  first = last(streams.watch(model, config, prompt, row, kept=kept))
+  assert kept.reused == 0
+  more = [*prompt, *first.token_ids[:-1], 70, 71, 72]
+  again = last(streams.watch(model, config, more, row, kept=kept))
+  assert kept.reused >= len(prompt)
+  assert again == last(streams.watch(model, config, more, row))
+  other = prompt[:10] + more[30:]  # The conversation was changed at 10.
+  again = last(streams.watch(model, config, other, row, kept=kept))
+  assert 10 <= kept.reused < 20
+  assert again == last(streams.watch(model, config, other, row))
+
+
+def test_a_reply_broken_off_leaves_a_good_cache(folder):
+  model = nd.load(str(folder))
+  config, row, kept = decode_config(model.config, "ar"), RowSettings(30), Kept()
+  prompt = helpers.prompts_of(model.config, (20,))[0]
+  whole = last(streams.watch(model, config, prompt, row))
+  run = streams.watch(model, config, prompt, row, kept=kept)
+  for _ in range(9):
+    next(run)
+  run.close()
+  again = last(streams.watch(model, config, prompt, row, kept=kept))
+  assert again == whole and kept.reused == 19
+
+
+class Terminal:
+  """A command in a pseudo-terminal."""
+
+  def __init__(self, *command):
+    self.master, slave = pty.openpty()
+    self.process = subprocess.Popen(
+      command, stdin=slave, stdout=slave, stderr=slave, close_fds=True,
+      start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    self.text = ""
+
+  def until(self, pattern, seconds=90):
+    """Reads until the pattern appears behind what was read before."""
+    start, end = len(self.text), time.time() + seconds
+    while not re.search(pattern, self.text[start:]):
+      assert time.time() < end, f"{pattern!r} not in {self.text[start:]!r}"
+      if select.select([self.master], [], [], 0.2)[0]:
+        try:
+          self.text += os.read(self.master, 4096).decode()
+        except OSError:
+          break
+    return self.text[start:]
+
+  def say(self, line):
+    os.write(self.master, (line + "\n").encode())
+
+
+def test_chat_in_a_terminal(chatty):  # noqa: F811
+  chat = Terminal(
+    sys.executable, "-m", "nemodiff_jax.cli.chat", f"--checkpoint={chatty}",
+    "--max_new_tokens=120",
+  )  # fmt: skip
+  chat.until(r"\[ar, block 8; /help for commands\][\s\S]*> ")
+  chat.say("w20 w21")
+  seen = chat.until(r"\[ar: \d+ tokens in \d+ passes, 0 of 5 prompt[\s\S]*> ")
+  assert re.search(r"w\d+ w\d+", seen)
+  chat.say("/mode linear_spec")
+  chat.until(r"\[linear_spec, block 8\][\s\S]*> ")
+  chat.say("w30")
+  seen = chat.until(r"\[linear_spec: .* prompt tokens kept\][\s\S]*> ")
+  assert (
+    int(re.search(r"passes, (\d+) of", seen)[1]) == 4
+  )  # As far as the template repeats itself.
+  chat.say("/mode best")
+  chat.until(r"error: mode should be one of[\s\S]*> ")
+  chat.say("/what")
+  chat.until(r"unknown command '/what'[\s\S]*> ")
+  chat.say("/reset")
+  chat.until(r"\[forgotten\][\s\S]*> ")
+  chat.say("w20 " * 500)
+  chat.until(r"error: prompt \(\d+ tokens\)[\s\S]*> ")
+  os.kill(chat.process.pid, signal.SIGINT)
+  chat.until(r"\[/quit or Ctrl-D leaves\][\s\S]*> ")
+  chat.say("/mode ar")
+  chat.until(r"\[ar, block 8\][\s\S]*> ")
+  chat.say("w9")
+  chat.until(r"w\d+ w\d+")
+  os.kill(chat.process.pid, signal.SIGINT)  # Stops the reply alone.
+  chat.until(r"\[(stopped|ar: .*)\][\s\S]*> ")
+  chat.say("/quit")
+  assert chat.process.wait(20) == 0
+
+
+def test_chat_without_a_template(tmp_path, tiny):
+  helpers.write_checkpoint(tmp_path, tiny)
+  done = subprocess.run(
+    [sys.executable, "-m", "nemodiff_jax.cli.chat", f"--checkpoint={tmp_path}"],
+    capture_output=True, text=True, input="",
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert "needs a chat template" in done.stderr
+
+
+def test_kept_needs_room():
+  kept = Kept()
+  assert kept.reuse([1, 2, 3], 128) == (None, 0)
+  assert np.array_equal(kept.ids, [])
