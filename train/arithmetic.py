@@ -25,6 +25,7 @@ ANIMALS = {
   "snail": 0,
 }
 FAMILIES = ("chain", "legs", "time")
+HELD_OUT_SEED = 999_001
 
 
 def example(rng: random.Random, family: str) -> tuple[str, str, str]:
@@ -34,6 +35,12 @@ def example(rng: random.Random, family: str) -> tuple[str, str, str]:
   """
   question, lines, result = _MAKE[family](rng)
   return question, "\n".join([*lines, f"The answer is {result}."]), result
+
+
+def held_out(family: str, count: int) -> list[tuple[str, str, str]]:
+  """The first held-out examples of a family; training skips their questions."""
+  rng = random.Random(f"{HELD_OUT_SEED} {family}")
+  return [example(rng, family) for _ in range(count)]
 
 
 def _chain(rng: random.Random) -> tuple[str, list[str], str]:

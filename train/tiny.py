@@ -44,7 +44,6 @@ HEAD_DIM = 32
 BLOCKS = (8, 16, 32)
 DIFFUSION_WEIGHT = 1.0
 HARD_WEIGHT = 2.5  # Digits are what the answers turn on.
-HELD_OUT_SEED = 999_001
 Pair = tuple[list[int], list[int]]
 
 CHAT_TEMPLATE = (
@@ -183,23 +182,13 @@ def _batches(config, texts, encode, hard) -> Iterator[Batch]:
 
 def _texts(rng: random.Random) -> Iterator[tuple[str, str]]:
   """Endless (question, answer) pairs."""
-  held = held_out_questions()
+  families = arithmetic.FAMILIES
+  held = {q for f in families for q, *_ in arithmetic.held_out(f, 500)}
   while True:
-    family = rng.choices(
-      (*arithmetic.FAMILIES, "drill"), (0.25, 0.25, 0.2, 0.3)
-    )[0]
+    family = rng.choices((*families, "drill"), (0.25, 0.25, 0.2, 0.3))[0]
     question, answer, _ = arithmetic.example(rng, family)
     if question not in held:
       yield question, answer
-
-
-def held_out_questions(count: int = 500) -> set[str]:
-  """Questions of the held-out set, which training leaves out."""
-  held = set()
-  for family in arithmetic.FAMILIES:
-    rng = random.Random(f"{HELD_OUT_SEED} {family}")
-    held |= {arithmetic.example(rng, family)[0] for _ in range(count)}
-  return held
 
 
 def _tokenizer_lines(texts, rng) -> Iterator[str]:

@@ -1,0 +1,160 @@
+"""The figures on the embedded checkpoint's card.
+
+    .venv/bin/python benchmarks/embedded.py [--checkpoint=DIR] [--questions=100]
+
+Held-out questions (seeds and questions that training leaves out): loss,
+accuracy, tokens per forward, agreement with ar; and wall-clock of the compiled
+loop at batch 1 against ar, runs in turn.
+"""
+
+import os
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from nemodiff_jax import api
+from nemodiff_jax.api import Model, generate_rows
+from nemodiff_jax.decode.config import RowSettings, decode_config
+from train import arithmetic
+from train.corruption import corrupt
+from train.losses import joint_loss
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Default: embedded.")
+_QUESTIONS = flags.DEFINE_integer("questions", 100, "Per family.")
+
+RUNS = (
+  ("ar", {}),
+  ("linear_spec", {"block_length": 8}),
+  ("linear_spec", {"block_length": 16}),
+  ("linear_spec", {"block_length": 32}),
+  ("quadratic_spec", {"block_length": 8}),
+  ("quadratic_spec", {"block_length": 16}),
+  ("diffusion", {"block_length": 8}),
+  ("diffusion", {"block_length": 16}),
+  ("diffusion", {"block_length": 16, "threshold": 0.99}),
+  ("diffusion", {"block_length": 32}),
+)
+
+
+def encode(model: Model, question: str) -> list[int]:
+  return api.prepare(
+    model, [{"role": "user", "content": question}], RowSettings()
+  )
+
+
+def decode(model, prompts, mode, how, size=16):
+  config = decode_config(model.config, mode, **how)
+  rows = [RowSettings(max_new_tokens=112)] * len(prompts)
+  return list(generate_rows(model, config, prompts, rows, size))
+
+
+def label(mode: str, how: dict) -> str:
+  said = [mode]
+  if "block_length" in how:
+    said.append(f"C={how['block_length']}")
+  if "threshold" in how:
+    said.append(f"at {how['threshold']}")
+  return " ".join(said)
+
+
+def accuracy(model: Model, count: int) -> None:
+  sets = {f: arithmetic.held_out(f, count) for f in arithmetic.FAMILIES}
+  print(
+    "| mode | "
+    + " | ".join(f"{f}: right %, tokens/forward" for f in sets)
+    + " | same as ar |"
+  )
+  print("|---" * (len(sets) + 2) + "|")
+  reference = {}
+  for mode, how in RUNS:
+    cells, same = [], []
+    for family, examples in sets.items():
+      prompts = [encode(model, q) for q, _, _ in examples]
+      outs = decode(model, prompts, mode, how)
+      reference.setdefault(family, [o.token_ids for o in outs])
+      ends = [f"The answer is {a}." for _, _, a in examples]
+      right = [str(o.text).endswith(e) for o, e in zip(outs, ends, strict=True)]
+      tokens = sum(o.completion_tokens for o in outs)
+      passes = sum(o.nfe for o in outs)
+      cells.append(f"{100 * np.mean(right):.0f}, {tokens / passes:.2f}")
+      same += [
+        o.token_ids == r for o, r in zip(outs, reference[family], strict=True)
+      ]
+    print(
+      f"| {label(mode, how)} | {' | '.join(cells)} |"
+      f" {sum(same)} of {len(same)} |",
+      flush=True,
+    )
+
+
+def losses(model: Model, count: int) -> None:
+  rng, pairs, mask_id = np.random.default_rng(0), [], model.config.mask_id
+  if model.tokenizer is None or mask_id is None:
+    raise SystemExit("expected a tri-mode checkpoint with a tokenizer")
+  for family in arithmetic.FAMILIES:
+    for question, answer, _ in arithmetic.held_out(family, count):
+      reply = model.tokenizer.encode(answer)[1:]
+      pairs.append((encode(model, question), [*reply, model.config.eos_ids[0]]))
+  batch = corrupt(
+    rng,
+    pairs,
+    length=128,
+    noisy=128,
+    block=16,
+    mask_id=mask_id,
+    eos_id=model.config.eos_ids[0],
+    hard=np.zeros(model.config.vocab_size, bool),
+  )
+  loss = jax.jit(lambda p, b: joint_loss(model.module, p, b, 1.0)[1])
+  parts = loss(model.weights.params, batch)
+  print(
+    f"\nheld-out loss per token: ar {float(parts['ar']):.4f}, diffusion"
+    f" {float(parts['diffusion']):.4f}"
+  )
+
+
+def wall_clock(model: Model) -> None:
+  """Compiled loops at batch 1, in turn; ratios of medians to ar."""
+  prompts = {
+    f: [encode(model, q) for q, _, _ in arithmetic.held_out(f, 12)]
+    for f in arithmetic.FAMILIES
+  }
+  print(
+    "\n| batch 1, wall-clock against ar | " + " | ".join(prompts) + " | all |"
+  )
+  print("|---" * (len(prompts) + 2) + "|")
+  seconds = {}
+  for _ in range(4):  # The first round compiles.
+    for mode, how in RUNS:
+      for family, rows in prompts.items():
+        start = time.perf_counter()
+        decode(model, rows, mode, how, size=1)
+        took = time.perf_counter() - start
+        seconds.setdefault((label(mode, how), family), []).append(took)
+  best = {k: statistics.median(v[1:]) for k, v in seconds.items()}
+  for mode, how in RUNS:
+    name = label(mode, how)
+    total = sum(best[name, f] for f in prompts)
+    whole = sum(best["ar", f] for f in prompts)
+    cells = [f"{best['ar', f] / best[name, f]:.2f}" for f in prompts]
+    print(f"| {name} | {' | '.join(cells)} | {whole / total:.2f} |")
+
+
+def main(_) -> None:
+  model = api.load(_CHECKPOINT.value)
+  print(
+    f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores {platform.machine()},"
+    f" Python {platform.python_version()}, jax {jax.__version__},"
+    f" {_QUESTIONS.value} held-out questions a family, float32\n"
+  )
+  accuracy(model, _QUESTIONS.value)
+  losses(model, _QUESTIONS.value)
+  wall_clock(model)
+
+
+if __name__ == "__main__":
+  app.run(main)
