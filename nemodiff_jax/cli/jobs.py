@@ -169,7 +169,10 @@ class Writer:
     self._write({"id": refused.id, "line": refused.line, "error": error})
 
   def _write(self, fields: dict[str, Any]) -> None:
-    self._file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+    line = json.dumps(fields, ensure_ascii=False)
+    if any("\ud800" <= c <= "\udfff" for c in line):  # Not for UTF-8.
+      line = json.dumps(fields)
+    self._file.write(line + "\n")
     self._file.flush()
 
 

@@ -92,6 +92,7 @@ BAD = [
   ({"prompt_ids": "7"}, 1, "bad_ids", "should be a list, got '7'"),
   ({"prompt_ids": [7, 5]}, 1, "bad_ids", "the mask id 5 at place 1"),
   ({"prompt": "w7 w5"}, 1, "bad_ids", "the mask id 5 at place 2"),
+  ({"id": "\ud800", "prompt": "w7 \udc00"}, "\ud800", "bad_utf8", "surrogate"),
   ({"prompt": 3}, 1, "bad_value", "prompt should be a text, got 3"),
   ({"prompt": "w7", "prompt_ids": [7]}, 1, "no_prompt", "expected one of"),
   ({"id": "y"}, "y", "no_prompt", "expected one of prompt, prompt_ids, messages"),
