@@ -113,8 +113,10 @@ def open_checkpoint(name: str | None) -> Checkpoint:
     raise UserError(f"{path}: expected a JSON object.")
   try:
     config = from_hf(given)
+  except UserError as e:
+    raise UserError(f"{folder}: {e}") from e
   except (TypeError, AttributeError, ValueError) as e:
-    raise UserError(f"{path}: {e}") from e
+    raise UserError(f"{path}: a value is of the wrong type ({e}).") from e
   return Checkpoint(
     folder, config, load_tokenizer(folder), load_template(folder)
   )

@@ -6,6 +6,7 @@ from typing import Any
 
 from nemodiff_jax.errors import UserError
 
+MAX_LAYERS = 1000  # More is a damaged file, not a model.
 TEXT_MODEL_TYPES = ("nemotron_labs_diffusion", "ministral3")
 
 
@@ -93,8 +94,16 @@ class ModelConfig:
       "block_size",
     ):
       value = getattr(self, name)
-      if value < 1:
-        raise UserError(f"config.json: {name} should be positive, got {value}.")
+      if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(
+          f"config.json: {name} should be a positive whole number, got"
+          f" {value!r}."
+        )
+    if self.num_layers > MAX_LAYERS:
+      raise UserError(
+        f"config.json: num_layers should be at most {MAX_LAYERS}, got"
+        f" {self.num_layers}."
+      )
     if self.num_heads % self.num_kv_heads:
       raise UserError(
         f"config.json: num_attention_heads ({self.num_heads}) should be a"
@@ -107,10 +116,12 @@ class ModelConfig:
     named = [("mask_token_id", self.mask_id), ("bos_token_id", self.bos_id)]
     named += [("eos_token_id", i) for i in self.eos_ids]
     for name, token in named:
-      if token is not None and not 0 <= token < self.vocab_size:
+      if token is None:
+        continue
+      if not isinstance(token, int) or not 0 <= token < self.vocab_size:
         raise UserError(
           f"config.json: {name} should lie in the vocabulary of"
-          f" {self.vocab_size}, got {token}."
+          f" {self.vocab_size}, got {token!r}."
         )
     if self.mask_id is not None and self.mask_id in self.eos_ids:
       raise UserError(

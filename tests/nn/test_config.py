@@ -75,7 +75,11 @@ def test_yarn_attention_factor():
   [
     ({"model_type": "llama"}, "model_type should be one of .* got 'llama'"),
     ({"hidden_size": None}, "hidden_size is missing"),
-    ({"num_hidden_layers": 0}, "num_layers should be positive, got 0"),
+    ({"num_hidden_layers": 0}, "num_layers should be a positive .* got 0"),
+    ({"num_hidden_layers": 10**9}, "num_layers should be at most 1000"),
+    ({"hidden_size": 48.0}, "hidden_size should be a positive .* got 48.0"),
+    ({"vocab_size": "97"}, "vocab_size should be a positive .* got '97'"),
+    ({"bos_token_id": "a"}, "bos_token_id should lie in the vocabulary"),
     ({"num_key_value_heads": 3}, r"\(4\) should be a multiple of .* \(3\)"),
     ({"head_dim": 15}, "head_dim should be even, got 15"),
     ({"mask_token_id": 97}, "mask_token_id should lie in the vocabulary of 97"),
