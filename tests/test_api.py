@@ -142,7 +142,7 @@ def test_too_large_names_what_fits(monkeypatch):
     check(monkeypatch, 18, 4, 200_000)
   length = int(str(error.value).split("length ")[-1].rstrip("."))
   check(monkeypatch, 18, 1, length - 512)
-  with pytest.raises(nd.UserError, match="Not even one short row fits"):
+  with pytest.raises(nd.UserError, match="Not even a short prompt fits"):
     check(monkeypatch, 8, 1, 100)
   with pytest.raises(nd.UserError, match="GiB free beside the parameters"):
     check(monkeypatch, 1, 64, 2000, loaded=True)
@@ -152,7 +152,7 @@ def test_memory_is_checked_before_loading_and_decoding(
   folder, model, monkeypatch
 ):
   monkeypatch.setattr(memory, "free_memory", lambda: 1000)
-  with pytest.raises(nd.UserError, match="Not even one short row"):
+  with pytest.raises(nd.UserError, match="Not even a short prompt"):
     nd.load(str(folder))
   with pytest.raises(nd.UserError, match="GiB free beside the parameters"):
     nd.generate(model, [[7]])

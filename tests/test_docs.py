@@ -2,14 +2,65 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import nemodiff_jax as nd
 from nemodiff_jax.cli import generate  # noqa: F401  (defines the flags)
 from nemodiff_jax.decode.config import ROW_FIELDS
+from train import arithmetic
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_demo_runs_on_the_embedded_checkpoint():
+  """Its question is held out, and the exact modes say what ar says."""
+  code = (
+    "from nemodiff_jax.cli import demo\n"
+    "from train import arithmetic\n"
+    "held = arithmetic.held_out('legs', 500)\n"
+    "assert demo.HELD_OUT in [q for q, *_ in held]\n"
+    "demo.console()\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  rows = {
+    line.split()[0]: line.split()
+    for line in done.stdout.splitlines()
+    if line.endswith(("yes", "no"))
+  }
+  assert list(rows) == ["ar", "diffusion", "linear_spec", "quadratic_spec"]
+  for mode in ("linear_spec", "quadratic_spec"):
+    assert rows[mode][-1] == "yes" and float(rows[mode][3]) > 3
+  assert done.stdout.count("The answer is 68.") >= 3
+
+
+def test_embedded_checkpoint_is_small_and_as_good_as_its_card():
+  folder = ROOT / "nemodiff_jax" / "assets" / "embedded"
+  assert sum(p.stat().st_size for p in folder.iterdir()) < 8 * 2**20
+  model = nd.load()
+  for family in arithmetic.FAMILIES:
+    examples = arithmetic.held_out(family, 16)
+    prompts = [[{"role": "user", "content": q}] for q, *_ in examples]
+    ar, spec, quick = (
+      nd.generate(model, prompts, mode=m, batch_size=16)
+      for m in ("ar", "linear_spec", "diffusion")
+    )
+    ends = [f"The answer is {a}." for *_, a in examples]
+    right = lambda outs, ends=ends: sum(
+      o.text.endswith(e) for o, e in zip(outs, ends, strict=True)
+    )
+    speed = lambda outs: (
+      sum(o.completion_tokens for o in outs) / sum(o.nfe for o in outs)
+    )
+    assert right(ar) >= 15 and right(quick) >= 13
+    assert [o.token_ids for o in spec] == [o.token_ids for o in ar]
+    assert speed(spec) >= 4 and speed(quick) >= 3
 
 
 @pytest.mark.slow

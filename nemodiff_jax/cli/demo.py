@@ -17,15 +17,12 @@ from nemodiff_jax import api
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.decode.config import MODES
 
+# A word problem that the embedded checkpoint was not trained on.
+HELD_OUT = "How many legs do 4 shrimps, 6 owls and 4 dogs have in all?"
 _PROMPT = flags.DEFINE_string(
-  "prompt",
-  "<|user|>How many legs do 7 spiders, 4 hens and 6 crabs have in all?"
-  "<|assistant|>",
-  "The prompt, as text.",
+  "prompt", HELD_OUT, "The question; with no chat template, the plain prompt."
 )
-flags.declare_key_flag("checkpoint")
-flags.declare_key_flag("max_new_tokens")
-flags.declare_key_flag("block_length")
+flags.adopt_module_key_flags(shared)
 
 
 def main() -> int:
@@ -33,12 +30,15 @@ def main() -> int:
   model = shared.load(shared.checkpoint())
   settings: dict[str, Any] = dataclasses.asdict(shared.row_settings())
   settings["block_length"] = shared.BLOCK_LENGTH.value
-  print(f"prompt: {_PROMPT.value}\n")
+  prompt: Any = _PROMPT.value
+  print(f"{prompt}\n")
+  if model.template is not None:
+    prompt = [{"role": "user", "content": prompt}]
   rows, ar = [], None
   for mode in MODES:
-    run = lambda mode=mode: api.generate(
-      model, _PROMPT.value, mode=mode, **settings
-    )[0]
+    run = lambda mode=mode: api.generate(model, prompt, mode=mode, **settings)[
+      0
+    ]
     output = run()
     start = time.perf_counter()
     run()

@@ -210,6 +210,15 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
         traceback.print_exc()
       print(f"error: {e}", file=sys.stderr)
       return 2
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" not in str(e):
+        raise
+      print(
+        "error: out of memory; use a smaller --batch_size, --max_new_tokens or"
+        f" --block_length ({str(e).splitlines()[0]})",
+        file=sys.stderr,
+      )
+      return 2
     except BrokenPipeError:  # The reader has seen enough.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       return 0

@@ -58,7 +58,7 @@ def main() -> int:
   if watched and (file or _OUTPUT.value):
     raise UserError("--stream and --trace need --prompt, without --output.")
   row, size = shared.row_settings(), shared.batch_size()
-  attention = shared.attention()
+  shared.attention()  # Refuses what cannot run here, before anything is read.
   opened = shared.checkpoint()
   config = shared.run_config(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
@@ -70,9 +70,7 @@ def main() -> int:
   if _OUTPUT.value is not None:
     return _job(opened, config, [task], 1, _settings(opened, config, row))
   _check_fit(opened, config, [task], 1)
-  model = api.load_model(
-    opened, shared.DTYPE.value, shared.LORA.value, attention
-  )
+  model = _load(opened, config)
   if _TRACE.value:
     return trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
   return _print(model, config, task)
@@ -86,10 +84,10 @@ def _job(
   settings: dict[str, Any],
 ) -> int:
   writer = jobs.Writer(_OUTPUT.value, settings, sys.stdout)
+  items = [i for i in items if i.id is None or i.id not in writer.done]
+  items = [_if_it_fits(opened, config, i) for i in items]
   refused = [i for i in items if isinstance(i, jobs.Refused)]
-  tasks = [
-    i for i in items if isinstance(i, jobs.Task) and i.id not in writer.done
-  ]
+  tasks = [i for i in items if isinstance(i, jobs.Task)]
   for item in refused:
     writer.refusal(item)
   if writer.done:
@@ -97,7 +95,7 @@ def _job(
     print(f"{done} done before, {len(tasks)} to do", file=sys.stderr)
   if tasks:
     _check_fit(opened, config, tasks, size)
-    model = shared.load(opened)
+    model = _load(opened, config)
     outputs = api.generate_rows(
       model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
     )
@@ -105,6 +103,24 @@ def _job(
     for task, output in zip(tasks, bar, strict=True):
       writer.result(task, output)
   return 3 if refused else 0
+
+
+def _load(opened: Checkpoint, config: DecodeConfig) -> api.Model:
+  """The weights; the drafter only where it is used."""
+  lora = shared.LORA.value if config.mode == "linear_spec" else "none"
+  return api.load_model(opened, shared.DTYPE.value, lora, shared.attention())
+
+
+def _if_it_fits(
+  opened: Checkpoint, config: DecodeConfig, item: jobs.Task | jobs.Refused
+) -> jobs.Task | jobs.Refused:
+  """Refuses a line that would not even fit alone."""
+  if isinstance(item, jobs.Task):
+    try:
+      _check_fit(opened, config, [item], 1)
+    except UserError as e:
+      return jobs.Refused(item.line, item.id, e)
+  return item
 
 
 def _check_fit(

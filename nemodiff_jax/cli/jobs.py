@@ -148,6 +148,8 @@ class Writer:
     self._file = out
     if path is None:
       return
+    if not path:
+      raise UserError("output should name a file, got ''.")
     try:
       self.done = _recover(Path(path), settings)
       self._file = open(path, "a", encoding="utf-8")
@@ -172,8 +174,13 @@ class Writer:
     line = json.dumps(fields, ensure_ascii=False)
     if any("\ud800" <= c <= "\udfff" for c in line):  # Not for UTF-8.
       line = json.dumps(fields)
-    self._file.write(line + "\n")
-    self._file.flush()
+    try:
+      self._file.write(line + "\n")
+      self._file.flush()
+    except BrokenPipeError:
+      raise
+    except OSError as e:  # A full disk: what is written is kept.
+      raise UserError(f"output {self._file.name!r}: {e}.") from e
 
 
 def _parse(raw: bytes, line: int) -> dict[str, Any]:
@@ -214,7 +221,8 @@ def _recover(path: Path, settings: dict[str, Any]) -> set[Id]:
       f"output {str(path)!r} holds lines, but {beside.name} is not beside it;"
       " choose another --output or remove the file."
     )
-  if (found := beside.read_text(encoding="utf-8")) != wanted:
+  found = beside.read_text(encoding="utf-8", errors="replace")
+  if found != wanted:
     raise UserError(
       f"output {str(path)!r} was made with other settings"
       f" ({_difference(found, settings)}); go on with those, or choose another"
@@ -226,7 +234,8 @@ def _recover(path: Path, settings: dict[str, Any]) -> set[Id]:
     try:
       given = json.loads(raw)
       failed, name = "error" in given, given["id"]
-    except (ValueError, KeyError, TypeError) as e:
+      hash(name)
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
       if number == len(lines):  # Torn, or empty behind the last newline.
         continue
       raise UserError(

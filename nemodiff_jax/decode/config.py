@@ -12,6 +12,7 @@ MODES = ("ar", "diffusion", "linear_spec", "quadratic_spec")
 QUADRATIC_BLOCK = 16
 DEFAULT_THRESHOLD = 0.9
 MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,10 @@ class RowSettings:
       raise UserError(f"seed should be below 2**64, got {self.seed}.")
     for name in ("temperature", "top_p", "min_p"):
       _number(name, getattr(self, name))
-    if not 0 <= self.temperature < float("inf"):
+    if not 0 <= self.temperature <= MAX_TEMPERATURE:
       raise UserError(
-        f"temperature should be 0 or positive, got {self.temperature}."
+        f"temperature should be 0 or positive, at most {MAX_TEMPERATURE}, got"
+        f" {self.temperature}."
       )
     if not 0 < self.top_p <= 1:
       raise UserError(f"top_p should lie in (0, 1], got {self.top_p}.")
@@ -182,7 +184,7 @@ def check_prompt(
     raise UserError(
       "the prompt is empty; it should hold at least one token.", "empty_prompt"
     )
-  ids = [i.item() if hasattr(i, "item") else i for i in ids]
+  ids = [i.item() if getattr(i, "ndim", None) == 0 else i for i in ids]
   named = [i for i in (row.end_think_token_id,) if i is not None]
   for i in (*ids, *row.stop_token_ids, *named):
     if not isinstance(i, int) or isinstance(i, bool):

@@ -297,7 +297,7 @@ def make_rows(
     think_id=column((_budget(s)[1] for s in settings), np.int32),
     threshold=column(threshold for _ in settings),
     steps=column(
-      (config.steps_per_block or config.block_length for _ in settings),
+      (_steps(config) for _ in settings),
       np.int32,
     ),
     draft_threshold=column(config.draft_threshold for _ in settings),
@@ -312,6 +312,12 @@ def largest_pass(config: DecodeConfig, longest: int) -> tuple[int, int]:
   if config.mode == "ar":
     return queries, 1
   return max(queries, size * (size + 1) if quadratic else size), size
+
+
+def _steps(config: DecodeConfig) -> int:
+  """Denoising passes per block; more than C + 1 are never needed."""
+  most = config.block_length + 1
+  return min(config.steps_per_block or config.block_length, most)
 
 
 def _wanted(settings: Sequence[RowSettings]) -> list[int]:

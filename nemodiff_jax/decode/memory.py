@@ -53,6 +53,11 @@ def estimate(
   scores = 3 * 4 * model.num_heads * min(CHUNK, capacity)
   activations = item * (4 * model.hidden_size + 3 * model.intermediate_size)
   logits = 3 * 4 * read * model.vocab_size
+  size = config.block_length
+  if config.mode == "quadratic_spec":  # Scores of every row's masks.
+    logits += 3 * 4 * size**3 * model.num_heads
+  elif config.mode != "ar":  # Ranks of confidences.
+    logits += 2 * 4 * size**2
   return Needs(
     params=item * _count(model),
     cache=item * batch * capacity * per_position,
@@ -120,7 +125,9 @@ def check_memory(
       "memory",
     )
   raise UserError(
-    message + "Not even one short row fits: use bfloat16 or a smaller model.",
+    message
+    + "Not even a short prompt fits: use fewer max_new_tokens, a smaller block,"
+    " bfloat16 or a smaller model.",
     "memory",
   )
 

@@ -64,23 +64,29 @@ def open_tensors(folder: Path) -> TensorFolder:
     return open_file(single)
   try:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: folder / file for name, file in weight_map.items()}
+    files = {name: _inside(folder, file) for name, file in weight_map.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
-  held: set[str] = set()
+  held: dict[Path, set[str]] = {}
   for path in sorted(set(files.values())):
     if not path.exists():
       raise UserError(
         f"{path}: this shard is named in {INDEX} but missing; download it"
         " again."
       )
-    held |= set(open_file(path).files)
+    held[path] = set(open_file(path).files)
   for name, path in files.items():
-    if name not in held:
+    if name not in held[path]:
       raise UserError(
         f"{path}: tensor {name!r} should be here by {INDEX}, but is not."
       )
   return TensorFolder(files)
+
+
+def _inside(folder: Path, file: str) -> Path:
+  if Path(file).name != file:
+    raise ValueError(f"{file!r} should be the name of a file beside it")
+  return folder / file
 
 
 def open_file(path: Path) -> TensorFolder:

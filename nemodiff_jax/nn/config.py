@@ -35,6 +35,14 @@ class RopeConfig:
   query_scale: float = 0.0
 
   def __post_init__(self):
+    if not self.theta > 1:
+      raise UserError(
+        f"config.json: rope_theta should be above 1, got {self.theta}."
+      )
+    if self.factor is not None and not self.factor > 0:
+      raise UserError(
+        f"config.json: rope factor should be positive, got {self.factor}."
+      )
     if (self.factor is not None or self.query_scale) and self.original_max < 1:
       raise UserError(
         "config.json: rope_parameters.original_max_position_embeddings should"
@@ -109,6 +117,10 @@ class ModelConfig:
         f"config.json: num_attention_heads ({self.num_heads}) should be a"
         f" multiple of num_key_value_heads ({self.num_kv_heads})."
       )
+    if not self.rms_norm_eps > 0:
+      raise UserError(
+        f"config.json: rms_norm_eps should be positive, got {self.rms_norm_eps}."
+      )
     if self.head_dim % 2:
       raise UserError(
         f"config.json: head_dim should be even, got {self.head_dim}."
@@ -174,7 +186,7 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
     tie_embeddings=bool(
       config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     ),
-    block_size=text.get("block_size") or 32,
+    block_size=32 if text.get("block_size") is None else text["block_size"],
     mask_id=None if mask_id is None or mask_id < 0 else mask_id,
     bos_id=text.get("bos_token_id"),
     eos_ids=_ids(text.get("eos_token_id", config.get("eos_token_id"))),
@@ -247,7 +259,16 @@ def preset(name: str) -> ModelConfig:
 
 def _rope(text: dict[str, Any]) -> RopeConfig:
   given = text.get("rope_parameters") or text.get("rope_scaling") or {}
-  kind = given.get("rope_type", given.get("type", "default"))
+  if not isinstance(given, dict):
+    raise UserError(
+      f"config.json: rope_parameters should be an object, got {given!r}."
+    )
+  kind = given.get("rope_type", given.get("type"))
+  if kind is None and "factor" in given:
+    raise UserError(
+      "config.json: rope_parameters has a factor, but no rope_type."
+    )
+  kind = kind or "default"
   if kind not in ("default", "yarn"):
     raise UserError(
       f"config.json: rope_type should be 'default' or 'yarn', got {kind!r}."

@@ -101,6 +101,8 @@ BAD = [
   ({"prompt_ids": [7], "max_new_tokens": 0}, 1, "bad_value", "at least 1, got 0"),
   ({"prompt_ids": [7], "max_new_tokens": "9"}, 1, "bad_value", "got '9'"),
   ({"prompt_ids": [7], "temperature": -1}, 1, "bad_value", "0 or positive"),
+  ({"prompt_ids": [7], "temperature": 1e39}, 1, "bad_value", "at most 1000"),
+  ({"prompt_ids": [7], "temperature": 10**400}, 1, "bad_value", "at most 1000"),
   ({"prompt_ids": [7], "temperature": "hot"}, 1, "bad_value", "be a number"),
   ({"prompt_ids": [7], "top_p": 0}, 1, "bad_value", "top_p should lie in (0, 1]"),
   ({"prompt_ids": [7], "top_p": 1.5}, 1, "bad_value", "top_p should lie in"),
@@ -161,6 +163,9 @@ FLAGS = [
   (["--prompt=w7", "--threshold=1.5"], "threshold should lie in (0, 1]"),
   (["--prompt=w7", "--threshold=high"], "should be a number in (0, 1] or none"),
   (["--prompt=w7", "--steps_per_block=0"], "steps_per_block should be a whole"),
+  (["--prompt=w7", "--output="], "output should name a file"),
+  (["--prompt=w7", "--output=/dev/full"], "No space left"),
+  (["--prompt=w7", "--mode=diffusion", "--block_length=200000"], "GiB"),
   (["--prompt=w7", "--draft_threshold=2"], "draft_threshold should lie in [0, 1]"),
   (["--prompt=w7", "--batch_size=0"], "batch_size should be at least 1"),
   (["--prompt=w7", "--max_length=0"], "max_length should be at least 1"),
@@ -168,7 +173,7 @@ FLAGS = [
   (["--prompt="], "the prompt is empty"),
   (["--prompt=w5"], "the mask id 5"),
   (["--prompt=w7", "--attention=mosaic"], "--attention=mosaic: implementation="),
-  (["--prompt=w7", "--lora=/no/such"], "expected a PEFT LoRA folder"),
+  (["--prompt=w7", "--mode=linear_spec", "--lora=/no/such"], "expected a PEFT LoRA folder"),
   ([], "expected one of --prompt and --prompts_file"),
   (["--prompt=w7", "--prompts_file=x"], "expected one of --prompt and"),
   (["--prompts_file=/no/such.jsonl"], "cannot be read"),
@@ -352,3 +357,33 @@ def test_compiled_programs_are_kept_on_disk(job, folder, tmp_path):
     env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
   )  # fmt: skip
   assert any((tmp_path / "nemodiff_jax" / "compiled").iterdir())
+
+
+def test_a_done_id_stays_done_even_if_its_line_is_bad_now(run, tmp_path):
+  path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  how = [f"--prompts_file={path}", f"--output={out}", "--max_new_tokens=2"]
+  write(path, [{"id": "a", "prompt_ids": [7]}])
+  run(*how)
+  before = out.read_text()
+  write(path, [{"id": "a", "prompt_ids": [700]}])
+  assert run(*how)[0] == 0 and out.read_text() == before
+
+
+def test_one_line_that_does_not_fit_is_one_error_line(
+  run, tmp_path, monkeypatch
+):
+  from nemodiff_jax.decode import memory
+
+  monkeypatch.setattr(memory, "free_memory", lambda: 3 * 2**20)
+  path = tmp_path / "in.jsonl"
+  write(
+    path,
+    [
+      {"id": "big", "prompt_ids": [7] * 490, "max_new_tokens": 20},
+      {"id": "small", "prompt_ids": [7], "max_new_tokens": 2},
+    ],
+  )
+  code, out, _ = run(f"--prompts_file={path}")
+  big, small = map(json.loads, out.splitlines())
+  assert code == 3 and big["error"]["type"] == "memory"
+  assert small["completion_tokens"] == 2

@@ -146,6 +146,19 @@ def test_unreadable_index(broken):
   fails(broken, "index.json: expected JSON with a weight_map")
 
 
+def test_index_that_names_the_wrong_shard_or_another_folder(broken):
+  path = broken / "model.safetensors.index.json"
+  index = json.loads(path.read_text())
+  name, file = next(iter(index["weight_map"].items()))
+  other = file.replace("00001-of", "00002-of")
+  index["weight_map"][name] = other
+  path.write_text(json.dumps(index))
+  fails(broken, f"{other}: tensor '{name}' should be here")
+  index["weight_map"][name] = "../" + file
+  path.write_text(json.dumps(index))
+  fails(broken, "should be the name of a file beside it")
+
+
 @pytest.fixture
 def single(tmp_path, tiny):
   helpers.write_checkpoint(tmp_path, tiny)

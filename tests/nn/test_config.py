@@ -87,6 +87,18 @@ def test_yarn_attention_factor():
     ({"eos_token_id": 5}, "mask_token_id 5 is an eos_token_id too"),
     ({"hidden_act": "gelu"}, "hidden_act should be 'silu', got 'gelu'"),
     ({"sliding_window": 4096}, "sliding_window should be None, got 4096"),
+    ({"block_size": 0}, "block_size should be a positive"),
+    ({"rms_norm_eps": -1}, "rms_norm_eps should be positive, got -1"),
+    ({"rope_parameters": "x"}, "rope_parameters should be an object, got 'x'"),
+    ({"rope_parameters": {"factor": 2}}, "has a factor, but no rope_type"),
+    (
+      {"rope_parameters": {"rope_type": "default", "rope_theta": 1}},
+      "rope_theta should be above 1, got 1.0",
+    ),
+    (
+      {"rope_parameters": BASE["rope_parameters"] | {"factor": 0}},
+      "rope factor should be positive, got 0",
+    ),
     ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type should be"),
     ({"rope_parameters": {"rope_type": "default"}}, "rope_theta is missing"),
     (
