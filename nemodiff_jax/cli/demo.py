@@ -65,7 +65,8 @@ def main() -> int:
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
   widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
   for row in (head, tuple("-" * w for w in widths), *rows):
-    print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)))
+    cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+    print("  ".join(cells).rstrip())
 
 
 def console() -> None:
