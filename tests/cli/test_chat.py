@@ -83,6 +83,18 @@ class Terminal:
           break
     return self.text[start:]
 
+  def interrupt(self, pattern):
+    """Ctrl-C until the pattern appears: one between two waits is not seen."""
+    start = len(self.text)
+    for _ in range(30):
+      time.sleep(0.5)
+      os.kill(self.process.pid, signal.SIGINT)
+      if select.select([self.master], [], [], 2.0)[0]:
+        self.text += os.read(self.master, 4096).decode()
+      if re.search(pattern, self.text[start:]):
+        return
+    raise AssertionError(f"{pattern!r} not in {self.text[start:]!r}")
+
   def say(self, line):
     os.write(self.master, (line + "\n").encode())
 
@@ -111,14 +123,12 @@ def test_chat_in_a_terminal(chatty):  # noqa: F811
   chat.until(r"\[forgotten\][\s\S]*> ")
   chat.say("w20 " * 500)
   chat.until(r"error: prompt \(\d+ tokens\)[\s\S]*> ")
-  os.kill(chat.process.pid, signal.SIGINT)
-  chat.until(r"\[/quit or Ctrl-D leaves\][\s\S]*> ")
+  chat.interrupt(r"\[/quit or Ctrl-D leaves\]")
   chat.say("/mode ar")
   chat.until(r"\[ar, block 8\][\s\S]*> ")
   chat.say("w9")
   chat.until(r"w\d+ w\d+")
-  os.kill(chat.process.pid, signal.SIGINT)  # Stops the reply alone.
-  chat.until(r"\[(stopped|ar: .*)\][\s\S]*> ")
+  chat.interrupt(r"\[(stopped|ar: .*)\]")  # Stops the reply alone.
   chat.say("/quit")
   assert chat.process.wait(20) == 0
 
