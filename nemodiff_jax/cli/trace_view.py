@@ -45,6 +45,8 @@ def show(
       elif isinstance(item, api.DecodeOutput):
         outputs.append(item)
 
+  if path != "-" and not path.endswith(".json"):
+    raise UserError(f"trace should be '-' or end in .json, got {path!r}.")
   entries = trace_passes(moments())
   if path == "-":
     _live(model, entries)

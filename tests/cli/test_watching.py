@@ -92,6 +92,8 @@ def test_trace_is_json_and_plays_in_a_terminal(run, tmp_path):
   assert trace["passes"][-1]["tokens"] == trace["output"]["token_ids"]
   code, shown, _ = run(*how, "--trace=-")
   assert code == 0 and text.split()[-1] in shown
+  code, _, err = run(*how, "--trace=t.html")
+  assert code == 2 and "should be '-' or end in .json" in err
   code, _, err = run(*how, "--trace=/no/such/folder/t.json")
   assert code == 2 and "cannot be written" in err
 
