@@ -95,6 +95,24 @@ class Terminal:
         return
     raise AssertionError(f"{pattern!r} not in {self.text[start:]!r}")
 
+  def ask(self, line, pattern):
+    """Says a line until it is answered: a late Ctrl-C may swallow one."""
+    start = len(self.text)
+    for _ in range(12):
+      self.say(line)
+      end = time.time() + 5
+      while time.time() < end and self.process.poll() is None:
+        if select.select([self.master], [], [], 0.2)[0]:
+          try:
+            self.text += os.read(self.master, 4096).decode()
+          except OSError:
+            return
+        if re.search(pattern, self.text[start:]):
+          return
+      if self.process.poll() is not None:
+        return
+    raise AssertionError(f"{pattern!r} not in {self.text[start:]!r}")
+
   def say(self, line):
     os.write(self.master, (line + "\n").encode())
 
@@ -124,12 +142,10 @@ def test_chat_in_a_terminal(chatty):  # noqa: F811
   chat.say("w20 " * 500)
   chat.until(r"error: prompt \(\d+ tokens\)[\s\S]*> ")
   chat.interrupt(r"\[/quit or Ctrl-D leaves\]")
-  chat.say("/mode ar")
-  chat.until(r"\[ar, block 8\][\s\S]*> ")
-  chat.say("w9")
-  chat.until(r"w\d+ w\d+")
+  chat.ask("/mode ar", r"\[ar, block 8\]")
+  chat.ask("w9", r"w\d+ w\d+ w\d+")
   chat.interrupt(r"\[(stopped|ar: .*)\]")  # Stops the reply alone.
-  chat.say("/quit")
+  chat.ask("/quit", r"never said again")
   assert chat.process.wait(20) == 0
 
 
