@@ -37,7 +37,7 @@ bench: $(VENV)/.bench
 	$(RUN) benchmarks/decode_cpu.py
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed;" \

@@ -31,8 +31,8 @@ def find_checkpoint(name: str | None) -> Path:
     path = Path(str(assets))
     if not (path / "config.json").exists():
       raise UserError(
-        "no checkpoint is embedded in this version; give --checkpoint, or run"
-        " `make demo`, which trains one in .demo/checkpoint."
+        f"{path}: the embedded checkpoint is missing from this installation;"
+        " give --checkpoint, or install the package again."
       )
     return path
   path = Path(name).expanduser()
