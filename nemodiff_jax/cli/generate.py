@@ -67,9 +67,9 @@ def main() -> int:
     items = list(reader.read(file))
     return _job(opened, config, items, size, _settings(opened, config, row))
   task = reader.task({"prompt": prompt}, 1, 1)
+  _check_fit(opened, config, [task], 1)
   if _OUTPUT.value is not None:
     return _job(opened, config, [task], 1, _settings(opened, config, row))
-  _check_fit(opened, config, [task], 1)
   model = _load(opened, config)
   if _TRACE.value:
     return trace_view.show(model, config, task.prompt, task.row, _TRACE.value)

@@ -134,3 +134,9 @@ def test_neither_folder_nor_hub_name(tmp_path):
   for name in ("/no/such/folder", "name", str(tmp_path / "x")):
     with pytest.raises(UserError, match="should be a folder or a hub name"):
       find_checkpoint(name)
+
+
+def test_a_missing_embedded_checkpoint_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
+  with pytest.raises(UserError, match="embedded checkpoint is missing from"):
+    find_checkpoint(None)
