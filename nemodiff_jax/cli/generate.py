@@ -43,8 +43,8 @@ _STREAM = flags.DEFINE_bool(
 _TRACE = flags.DEFINE_string(
   "trace",
   None,
-  "With --prompt: write every pass to this JSON file; '-': show the block"
-  " being refined in the terminal.",
+  "With --prompt: write every pass to this .json file, or to an .html page that"
+  " plays it; '-': show the block being refined in the terminal.",
 )
 flags.adopt_module_key_flags(shared)
 

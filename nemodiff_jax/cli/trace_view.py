@@ -1,5 +1,6 @@
-"""Traces of one prompt: a JSON file, or a live view in the terminal."""
+"""Traces of one prompt: JSON, a page to look at, or live in the terminal."""
 
+import importlib.resources
 import json
 import sys
 import time
@@ -31,7 +32,8 @@ def show(
     config: how to decode.
     prompt: checked ids.
     row: its settings.
-    path: of a JSON file, or '-' for the terminal.
+    path: of a .json file, of an .html page that needs nothing else, or '-'
+      for the terminal.
 
   Raises:
     UserError: the file cannot be written, or the terminal is too narrow.
@@ -45,8 +47,10 @@ def show(
       elif isinstance(item, api.DecodeOutput):
         outputs.append(item)
 
-  if path != "-" and not path.endswith(".json"):
-    raise UserError(f"trace should be '-' or end in .json, got {path!r}.")
+  if path != "-" and not path.endswith((".json", ".html")):
+    raise UserError(
+      f"trace should be '-' or end in .json or .html, got {path!r}."
+    )
   entries = trace_passes(moments())
   if path == "-":
     _live(model, entries)
@@ -57,17 +61,38 @@ def show(
     raise UserError(f"trace {path!r} cannot be written: {e}.") from e
   with file:
     passes = list(entries)
-    content = {
-      "mode": config.mode,
-      "mask_id": model.config.mask_id,
-      "prompt_ids": list(prompt),
-      "output": {"text": outputs[0].text, "token_ids": outputs[0].token_ids},
-      "passes": passes,
-    }
-    json.dump(content, file)
-    file.write("\n")
+    text = json.dumps(_content(model, config, prompt, passes, outputs[0]))
+    file.write(_page(text) if path.endswith(".html") else text + "\n")
   print(outputs[0].text)
   return 0
+
+
+def _content(
+  model: api.Model,
+  config: DecodeConfig,
+  prompt: Sequence[int],
+  passes: list[dict[str, Any]],
+  output: api.DecodeOutput,
+) -> dict[str, Any]:
+  """A whole trace; `pieces` spells the tokens of canvases and proposals."""
+  say = lambda ids: model.tokenizer.decode(ids) if model.tokenizer else ""
+  spelt = {i for p in passes for i in (*p["canvas"], *p["proposed"])}
+  return {
+    "mode": config.mode,
+    "mask_id": model.config.mask_id,
+    "prompt": say(prompt),
+    "prompt_ids": list(prompt),
+    "output": {"text": output.text, "token_ids": output.token_ids},
+    "passes": [p | {"text": say(p["tokens"])} for p in passes],
+    "pieces": {i: say([i]) for i in sorted(spelt)},
+  }
+
+
+def _page(trace: str) -> str:
+  """The page that plays a trace, with the trace in it."""
+  page = importlib.resources.files("nemodiff_jax") / "assets" / "trace.html"
+  inert = trace.replace("<", "\\u003c")  # Ends no script, opens no comment.
+  return page.read_text(encoding="utf-8").replace("/*TRACE*/", inert)
 
 
 def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:

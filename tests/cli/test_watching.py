@@ -1,11 +1,14 @@
 """cli.generate: chat, streams, traces and log-probabilities."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from nemodiff_jax.cli import trace_view
 from tests.cli.conftest import write
 
 TEMPLATE = (
@@ -92,10 +95,52 @@ def test_trace_is_json_and_plays_in_a_terminal(run, tmp_path):
   assert trace["passes"][-1]["tokens"] == trace["output"]["token_ids"]
   code, shown, _ = run(*how, "--trace=-")
   assert code == 0 and text.split()[-1] in shown
-  code, _, err = run(*how, "--trace=t.html")
-  assert code == 2 and "should be '-' or end in .json" in err
+  code, _, err = run(*how, "--trace=t.txt")
+  assert code == 2 and "should be '-' or end in .json or .html" in err
   code, _, err = run(*how, "--trace=/no/such/folder/t.json")
   assert code == 2 and "cannot be written" in err
+
+
+def test_trace_page_holds_the_whole_trace(run, tmp_path):
+  data, page = tmp_path / "t.json", tmp_path / "t.html"
+  how = ["--prompt=w9 w8", "--mode=linear_spec", "--max_new_tokens=12"]
+  assert run(*how, f"--trace={page}") == run(*how, f"--trace={data}")
+  text = page.read_text()
+  inside = text.split('type="application/json">')[1].split("</script>")[0]
+  trace = json.loads(inside)
+  assert trace == json.loads(data.read_text())
+  spelt = [trace["pieces"][str(i)] for i in trace["output"]["token_ids"][:-1]]
+  assert " ".join(trace["prompt"].split()[-2:] + spelt) in (
+    f"w9 w8 {trace['output']['text']}"
+  )
+  assert "http" not in text.replace(inside, "")  # Needs nothing else.
+
+
+def test_trace_page_is_safe_to_open():
+  page = trace_view._page(json.dumps({"text": "</script><b>"}))
+  assert "</script><b>" not in page and "\\u003c/script>" in page
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
+def test_trace_page_plays_in_a_browser(run, tmp_path):
+  page = tmp_path / "t.html"
+  how = ["--prompt=w9 w8", "--mode=linear_spec", "--max_new_tokens=12"]
+  _, text, _ = run(*how, f"--trace={page}")
+  shown = page.read_text()
+  press = "while (+$('at').value < +$('at').max) $('next').click();</script>"
+  page.write_text(press.join(shown.rsplit("</script>", 1)))
+  command = [
+    BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+    "--disable-background-networking", f"--user-data-dir={tmp_path / 'p'}",
+    "--dump-dom", f"file://{page}",
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  dom = re.sub(r"<[^>]*>", "", done.stdout.split('id="output"')[1])
+  assert text.strip() in dom
+  assert 'class="slot' in done.stdout and "accepted" in done.stdout
 
 
 def test_a_narrow_terminal_is_named(run, monkeypatch):
