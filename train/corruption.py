@@ -1,5 +1,6 @@
 """Turns (prompt, answer) pairs into noisy blocks as decoding meets them."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -7,8 +8,23 @@ import numpy as np
 
 from train.losses import Batch
 
-# Shares of the ways a row is corrupted.
-DRAFT, UNIFORM, HARD_LAST = 0.45, 0.25, 0.30
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+  """How often a row is corrupted in which way; the shares add up to 1.
+
+  Attributes:
+    draft: every slot masked, slot 0 known half of the time.
+    uniform: each slot masked with probability t.
+    hard_last: only hard tokens masked, with probability t, as happens in
+      decoding, where easy ones are revealed first.
+    t: range of t, drawn per row.
+  """
+
+  draft: float = 0.45
+  uniform: float = 0.25
+  hard_last: float = 0.30
+  t: tuple[float, float] = (0.1, 1.0)
 
 
 def corrupt(
@@ -22,14 +38,12 @@ def corrupt(
   eos_id: int,
   hard: np.ndarray,
   hard_weight: float = 1.0,
+  how: Corruption = Corruption(),
 ) -> Batch:
   """Makes a batch; only answers are masked and supervised.
 
   The blocks of a row cover its answer from its first token on, or from a
-  random place before it. A row is corrupted in one of three ways: as a draft
-  (every slot masked, slot 0 known half of the time), uniformly (each slot with
-  probability t), or hard-last: only hard tokens are masked, as happens in
-  decoding, where easy ones are revealed first.
+  random place before it.
 
   Args:
     rng: source of everything random.
@@ -41,6 +55,7 @@ def corrupt(
     eos_id: what follows an answer, to the end of its last block.
     hard: [V] which tokens are hard.
     hard_weight: loss weight of hard tokens.
+    how: shares of the ways to corrupt a row.
   """
   rows, blocks = len(pairs), noisy // block
   clean = np.full((rows, length), eos_id, np.int32)
@@ -60,7 +75,7 @@ def corrupt(
     target[row, inside] = ids[place[inside]]
     last = (len(ids) - 1 - first) // block
     counts = (place >= len(prompt)) & (np.arange(noisy) // block <= last)
-    chance[row] = counts * _chance(rng, target[row], block, hard)
+    chance[row] = counts * _chance(rng, target[row], block, hard, how)
   masked = rng.random(chance.shape) < chance
   scale = np.where(hard[target], hard_weight, 1.0).astype(np.float32)
   ar_weight *= np.where(hard[clean], hard_weight, 1.0)
@@ -76,15 +91,19 @@ def corrupt(
 
 
 def _chance(
-  rng: np.random.Generator, target: np.ndarray, block: int, hard: np.ndarray
+  rng: np.random.Generator,
+  target: np.ndarray,
+  block: int,
+  hard: np.ndarray,
+  how: Corruption,
 ) -> np.ndarray:
   """Probability with which each slot of a row is masked."""
-  way = rng.random()
+  way = rng.random() * (how.draft + how.uniform + how.hard_last)
   slot = np.arange(len(target)) % block
-  if way < DRAFT:
+  if way < how.draft:
     return np.where((slot == 0) & (rng.random() < 0.5), 0.0, 1.0)
-  t = rng.uniform(0.1, 1.0)
+  t = rng.uniform(*how.t)
   known = (slot == 0) & (rng.random() < 0.7)
-  if way < DRAFT + UNIFORM:
+  if way < how.draft + how.uniform:
     return np.where(known, 0.0, t)
   return np.where(known | ~hard[target], 0.0, t)
