@@ -1,6 +1,6 @@
 """What moves the accuracy of diffusion: how training corrupts its rows.
 
-    .venv/bin/python benchmarks/corruption.py [--steps=300] [--questions=100]
+    .venv/bin/python benchmarks/corruption.py [--steps=150] [--questions=100]
 
 Each variant goes on from the embedded checkpoint for the same number of steps
 with the same texts, learning rate and seed; only the corruption differs. Then
@@ -28,7 +28,7 @@ from train import arithmetic
 from train.corruption import Corruption, corrupt
 from train.losses import joint_loss
 
-_STEPS = flags.DEFINE_integer("steps", 300, "Optimiser steps per variant.")
+_STEPS = flags.DEFINE_integer("steps", 150, "Optimiser steps per variant.")
 _QUESTIONS = flags.DEFINE_integer("questions", 100, "Per family.")
 _RATE = flags.DEFINE_float("rate", 2e-3, "Peak learning rate.")
 _SEED = flags.DEFINE_integer("seed", 1, "Of texts, corruption and blocks.")
