@@ -45,6 +45,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV): some 600 MB, a few minutes the first time"
 	$(VENV)/bin/python -m pip install -q -e .
 	@touch $@
 

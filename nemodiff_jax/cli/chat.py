@@ -7,6 +7,7 @@ The cache is kept, so that a turn reads only what is new.
 """
 
 import dataclasses
+import signal
 import sys
 
 from absl import flags
@@ -110,6 +111,8 @@ class Chat:
 
 def main() -> int:
   """Runs the command; returns the exit code."""
+  # While imports and compilers run, an interrupt may be swallowed: end at once.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   opened = shared.checkpoint()
   if opened.template is None or opened.tokenizer is None:
     raise UserError(
@@ -119,6 +122,7 @@ def main() -> int:
   row = finish_row(opened.tokenizer, shared.row_settings())
   config = shared.run_config(opened)
   chat = Chat(shared.load(opened), config, row)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   print(f"[{config.mode}, block {config.block_length}; /help for commands]")
   if sys.stdin.isatty():
     import readline  # noqa: F401  (makes input() editable)

@@ -204,7 +204,9 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
       if len(rest) > 1:
         raise UserError(f"expected flags only, got {rest[1:]}.")
       keep_compiled_programs()
-      return main()
+      code = main()
+      sys.stdout.flush()
+      return code
     except UserError as e:
       if DEBUG.value:
         traceback.print_exc()
@@ -220,13 +222,24 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
       )
       return 2
     except BrokenPipeError:  # The reader has seen enough.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      _drop_output()
       return 0
+    except OSError as e:
+      if DEBUG.value:
+        traceback.print_exc()
+      print(f"error: {e}", file=sys.stderr)
+      _drop_output()
+      return 2
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       return 130
 
   app.run(guarded, argv)
+
+
+def _drop_output() -> None:
+  """What is still in the buffer of standard output goes nowhere."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def keep_compiled_programs() -> None:

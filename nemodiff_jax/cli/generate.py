@@ -4,11 +4,14 @@ r"""Decodes one prompt, or a JSONL file of them.
     python -m nemodiff_jax.cli.generate --checkpoint=DIR \
         --mode=linear_spec --prompts_file=in.jsonl --output=out.jsonl
 
-A line of the prompts file is {"id", "prompt" | "prompt_ids", settings...}; a
-line of the output {"id", "text", "token_ids", "finish_reason", "mode", "nfe",
-"tokens_per_forward", "prompt_tokens", "completion_tokens"}. A line that cannot
-be served gives {"id", "line", "error"} and exit code 3. With --output, a
-stopped job goes on where it was.
+A line of the prompts file is {"id", "prompt" | "prompt_ids" | "messages",
+settings...}, the settings being enable_thinking and those of a row in
+docs/decoding.md; without an id, it is the line's number. A line of the output is
+{"id", "text", "token_ids", "finish_reason", "mode", "nfe",
+"tokens_per_forward", "prompt_tokens", "completion_tokens"}, with "accepted" in
+the speculative modes and "logprobs" where asked. A line that cannot be served
+gives {"id", "line", "error"} and exit code 3. With --output, a stopped job goes
+on where it was; OUTPUT.settings.json beside it holds its settings.
 """
 
 import dataclasses
@@ -72,8 +75,15 @@ def main() -> int:
     return _job(opened, config, [task], 1, _settings(opened, config, row))
   model = _load(opened, config)
   if _TRACE.value:
-    return trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
-  return _print(model, config, task)
+    output = trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
+  else:
+    output = _print(model, config, task)
+  print(
+    f"[{output.mode}: {output.completion_tokens} tokens in {output.nfe} passes,"
+    f" {output.finish_reason}]",
+    file=sys.stderr,
+  )
+  return 0
 
 
 def _job(
@@ -100,8 +110,19 @@ def _job(
       model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
     )
     bar = tqdm.tqdm(outputs, total=len(tasks), unit="prompt", disable=None)
-    for task, output in zip(tasks, bar, strict=True):
-      writer.result(task, output)
+    try:
+      for task, output in zip(tasks, bar, strict=True):
+        writer.result(task, output)
+    except KeyboardInterrupt:
+      if _OUTPUT.value is not None:
+        print("the same command goes on from here", file=sys.stderr)
+      raise
+  if refused:
+    print(
+      f"{len(refused)} of {len(items)} lines could not be served: see their"
+      " 'error'",
+      file=sys.stderr,
+    )
   return 3 if refused else 0
 
 
@@ -139,19 +160,15 @@ def _check_fit(
   )
 
 
-def _print(model: api.Model, config: DecodeConfig, task: jobs.Task) -> int:
-  """The text on standard output, the figures beside it."""
+def _print(
+  model: api.Model, config: DecodeConfig, task: jobs.Task
+) -> api.DecodeOutput:
+  """Prints the text, as it becomes certain with --stream."""
   if _STREAM.value:
-    output = _stream(streams.watch(model, config, task.prompt, task.row))
-  else:
-    (output,) = api.generate_rows(model, config, [task.prompt], [task.row], 1)
-    print(output.token_ids if output.text is None else output.text)
-  print(
-    f"[{output.mode}: {output.completion_tokens} tokens in {output.nfe} passes,"
-    f" {output.finish_reason}]",
-    file=sys.stderr,
-  )
-  return 0
+    return _stream(streams.watch(model, config, task.prompt, task.row))
+  (output,) = api.generate_rows(model, config, [task.prompt], [task.row], 1)
+  print(output.token_ids if output.text is None else output.text)
+  return output
 
 
 def _stream(items: Iterable[Any]) -> Any:

@@ -97,7 +97,10 @@ class Reader:
           "unknown_field",
         )
     if sum(name in given for name in PROMPTS) != 1:
-      raise UserError(f"expected one of {', '.join(PROMPTS)}.", "no_prompt")
+      found = [name for name in PROMPTS if name in given] or "none"
+      raise UserError(
+        f"expected one of {', '.join(PROMPTS)}, found {found}.", "no_prompt"
+      )
     own = {k: v for k, v in given.items() if k in ROW_FIELDS}
     row = dataclasses.replace(self.row, **own)
     row = finish_row(self.checkpoint.tokenizer, row)
@@ -154,7 +157,9 @@ class Writer:
       self.done = _recover(Path(path), settings)
       self._file = open(path, "a", encoding="utf-8")
     except OSError as e:
-      raise UserError(f"output {path!r} cannot be written: {e}.") from e
+      raise UserError(
+        f"output {path!r} cannot be written: {e.strerror}."
+      ) from e
 
   def result(self, task: Task, output: DecodeOutput) -> None:
     """Writes the result of a task."""
@@ -192,7 +197,7 @@ def _parse(raw: bytes, line: int) -> dict[str, Any]:
     raise UserError(f"line {line}: not JSON ({e}).", "bad_json") from e
   if not isinstance(given, dict):
     raise UserError(
-      f"line {line}: expected a JSON object, got {raw[:40]!r}.", "bad_json"
+      f"line {line}: expected a JSON object, got {given!r:.40}.", "bad_json"
     )
   return given
 

@@ -24,7 +24,7 @@ def show(
   prompt: Sequence[int],
   row: RowSettings,
   path: str,
-) -> int:
+) -> api.DecodeOutput:
   """Decodes one checked prompt and writes or shows every pass.
 
   Args:
@@ -54,7 +54,7 @@ def show(
   entries = trace_passes(moments())
   if path == "-":
     _live(model, entries)
-    return 0
+    return outputs[0]
   try:
     file = open(path, "w", encoding="utf-8")
   except OSError as e:
@@ -64,7 +64,7 @@ def show(
     text = json.dumps(_content(model, config, prompt, passes, outputs[0]))
     file.write(_page(text) if path.endswith(".html") else text + "\n")
   print(outputs[0].text)
-  return 0
+  return outputs[0]
 
 
 def _content(
@@ -112,6 +112,8 @@ def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:
       live.refresh()
       if console.is_terminal:
         time.sleep(_DELAY)
+  if not console.is_terminal:
+    print()  # Live leaves the last line open.
 
 
 def render(

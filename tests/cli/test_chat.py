@@ -149,6 +149,22 @@ def test_chat_in_a_terminal(chatty):  # noqa: F811
   assert chat.process.wait(20) == 0
 
 
+def test_embedded_model_answers_every_question_of_a_chat():
+  lines = [
+    "What is 50 + 66 - 39?",
+    "/mode linear_spec",
+    "How many legs do 7 spiders, 4 hens and 6 crabs have in all?",
+    "/mode diffusion",
+    "The film starts at 09:40 and ends at 21:15. How long is it?",
+  ]
+  done = subprocess.run(
+    [sys.executable, "-m", "nemodiff_jax.cli.chat"],
+    capture_output=True, text=True, input="\n".join(lines),
+  )  # fmt: skip
+  answers = re.findall(r"The answer is (\S+)\.", done.stdout)
+  assert answers == ["77", "124", "11:35"]
+
+
 def test_chat_without_a_template(tmp_path, tiny):
   helpers.write_checkpoint(tmp_path, tiny)
   done = subprocess.run(

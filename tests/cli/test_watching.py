@@ -163,6 +163,17 @@ def test_logprobs_line(run, tmp_path):
   assert [len(x) for x in found["top_ids"]] == [2, 2, 2]
 
 
+def test_a_full_disk_behind_the_output_is_no_traceback(folder):
+  command = (
+    f"{sys.executable} -m nemodiff_jax.cli.generate --checkpoint={folder}"
+    " --prompt=w9 --max_new_tokens=3 > /dev/full"
+  )
+  done = subprocess.run(command, shell=True, capture_output=True, text=True)
+  assert done.returncode == 2
+  assert "error:" in done.stderr and "No space left" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 def test_a_closed_pipe_is_no_traceback(job, folder):
   command = (
     f"{sys.executable} -m nemodiff_jax.cli.generate --checkpoint={folder}"
