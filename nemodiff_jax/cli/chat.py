@@ -34,6 +34,28 @@ HELP = (
 
 
 @dataclasses.dataclass
+class Interrupt:
+  """What Ctrl-C does: it ends a reply after its pass, and anything else at once.
+
+  An exception in the middle of a pass could be lost in a callback, or take the
+  cache with it. A second Ctrl-C during a reply does not wait for the pass.
+
+  Attributes:
+    replying: whether a reply is going on.
+    asked: whether it should end.
+  """
+
+  replying: bool = False
+  asked: bool = False
+
+  def __call__(self, *_) -> None:
+    """Handles the signal."""
+    if self.asked or not self.replying:
+      raise KeyboardInterrupt
+    self.asked = True
+
+
+@dataclasses.dataclass
 class Chat:
   """A conversation and how its next reply is decoded.
 
@@ -43,6 +65,7 @@ class Chat:
     row: settings of every reply.
     messages: what was said.
     kept: the cache between replies.
+    interrupt: the handler of Ctrl-C.
   """
 
   model: api.Model
@@ -50,6 +73,7 @@ class Chat:
   row: RowSettings
   messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
   kept: Kept = dataclasses.field(default_factory=Kept)
+  interrupt: Interrupt = dataclasses.field(default_factory=Interrupt)
 
   def command(self, line: str) -> bool:
     """Obeys a line that begins with '/'; False: leave.
@@ -91,10 +115,13 @@ class Chat:
     ids = encode_prompt(model.tokenizer, model.template, messages, **variables)
     prompt = check_prompt(ids, self.row, model.config, shared.max_length())
     said, figures = "", "stopped"
+    self.interrupt.replying = True
     try:
       for item in streams.watch(
         model, self.config, prompt, self.row, kept=self.kept
       ):
+        if self.interrupt.asked:
+          break
         if isinstance(item, str):
           said += item
           print(item, end="", flush=True)
@@ -105,6 +132,8 @@ class Chat:
           )
     except KeyboardInterrupt:
       pass
+    finally:
+      self.interrupt.replying = self.interrupt.asked = False
     print(f"\n[{figures}]")
     self.messages = [*messages, {"role": "assistant", "content": said}]
 
@@ -122,25 +151,23 @@ def main() -> int:
   row = finish_row(opened.tokenizer, shared.row_settings())
   config = shared.run_config(opened)
   chat = Chat(shared.load(opened), config, row)
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGINT, chat.interrupt)
   print(f"[{config.mode}, block {config.block_length}; /help for commands]")
   if sys.stdin.isatty():
     import readline  # noqa: F401  (makes input() editable)
   while True:
     try:
       line = input("> ").strip()
-    except EOFError:
-      print()
-      return 0
-    except KeyboardInterrupt:
-      print("\n[/quit or Ctrl-D leaves]")
-      continue
-    try:
       if line.startswith("/"):
         if not chat.command(line):
           return 0
       elif line:
         chat.reply(line)
+    except EOFError:
+      print()
+      return 0
+    except KeyboardInterrupt:
+      print("\n[/quit or Ctrl-D leaves]")
     except UserError as e:
       print(f"error: {e}", file=sys.stderr)
 
