@@ -98,10 +98,11 @@ def _body(
     _load(ring, k, v, span, block=chip.block, stages=sizes.stages)
 
 
-def shared(shape: tuple[int, ...], dtype):
+def shared(shape: tuple[int, ...], dtype, swizzle: int = 128):
   """Shared memory in the tiles and the swizzle that TMA and MMA work in."""
-  width = 128 // jnp.dtype(dtype).itemsize
-  transforms = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(128)
+  width = swizzle // jnp.dtype(dtype).itemsize
+  tiling = plgpu.TilingTransform((mosaic.ALIGN, width))
+  transforms = tiling, plgpu.SwizzleTransform(swizzle)
   return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
