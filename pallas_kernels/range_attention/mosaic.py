@@ -144,8 +144,12 @@ def work(
   blocks = batch * kv_heads * tiles
 
   def time(splits):
+    """In units of the time in which a processor loads a tile of keys."""
     turns = math.ceil(blocks * splits / chip.processors)
-    return turns * (math.ceil(key_tiles / splits) + _TURN)
+    # Partial results are written and read in float32, as wide as a K and a V.
+    partial = 2 * blocks * splits * (WARPGROUPS // row_groups)
+    partial *= min(tile, queries * group) / chip.block / chip.processors
+    return turns * (math.ceil(key_tiles / splits) + _TURN) + partial
 
   return Work(
     batch=batch, heads=kv_heads, group=group, queries=queries, keys=keys,

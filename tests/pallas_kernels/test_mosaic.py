@@ -1,0 +1,170 @@
+"""One suite for the reference, the Mosaic kernels interpreted, and a GPU.
+
+The interpreter runs the kernels on the CPU with their TMA copies, barriers and
+MMAs, reports races and barriers that are not waited for, and hands out memory
+that is not initialised as NaN.
+"""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.range_attention import config, mosaic, range_attention
+from tests.pallas_kernels.cases import CASES, SLOW_CASES, dense, draw_ends, make
+
+needs_interpreter = pytest.mark.skipif(
+  jax.__version_info__ < (0, 11),
+  reason="the interpreter of Mosaic needs jax 0.11, so Python 3.12",
+)
+CHIPS = {"hopper": config.HOPPER, "blackwell": config.BLACKWELL}
+KERNELS = [pytest.param(n, marks=needs_interpreter) for n in CHIPS]
+EVERY = [
+  *(pytest.param(c, id=str(c)) for c in CASES),
+  *(pytest.param(c, id=str(c), marks=pytest.mark.slow) for c in SLOW_CASES),
+]
+
+
+def kernel(name):
+  """The module of a chip's kernel."""
+  return importlib.import_module(
+    f"pallas_kernels.range_attention.mosaic_{name}"
+  )
+
+
+@pytest.fixture
+def interpret():
+  """Parameters of the interpreter, which is left clean whatever happens."""
+  from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+
+  yield plgpu.InterpretGPUParams(detect_races=True)
+  interpret_pallas_call.reset_gpu_interpret_mode_state()
+
+
+def inputs(case):
+  """bfloat16 q, k, v with NaN wherever nothing may be read, and k_end."""
+  q, k, v, _, _ = make(case.shape, 0)
+  k_end = draw_ends(case, np.random.default_rng(1))
+  q, k, v = (np.array(x, jnp.bfloat16) for x in (q, k, v))
+  for row, end in enumerate(k_end.max(1)):
+    k[row, end:] = v[row, end:] = np.nan
+  return q, k, v, k_end
+
+
+def hold(got, q, k, v, k_end):
+  """The promise: equal to the dense mask, all of it written, no NaN."""
+  out, lse = (np.asarray(x, np.float64) for x in got)
+  assert got[0].dtype == jnp.bfloat16 and got[1].dtype == jnp.float32
+  mask = np.arange(k.shape[1]) < k_end[..., None]
+  k, v = (np.nan_to_num(np.asarray(x, np.float64)) for x in (k, v))
+  want_out, want_lse = dense(q, k, v, mask)
+  np.testing.assert_allclose(out, want_out, rtol=1e-2, atol=8e-3)
+  np.testing.assert_allclose(lse, want_lse, rtol=1e-5, atol=1e-5)
+  empty = k_end <= 0
+  assert (out[empty] == 0).all() and np.isneginf(lse[empty]).all()
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_reference_matches_dense_mask(case):
+  q, k, v, k_end = inputs(case)
+  hold(range_attention(*map(jnp.asarray, (q, k, v, k_end))), q, k, v, k_end)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("case", EVERY)
+def test_mosaic_matches_dense_mask_without_races(case, name, interpret):
+  q, k, v, k_end = inputs(case)
+  chip = dataclasses.replace(CHIPS[name], processors=case.processors)
+  got = kernel(name).range_attention(
+    *map(jnp.asarray, (q, k, v, k_end)), chip=chip, interpret=interpret
+  )
+  hold(got, q, k, v, k_end)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("registers", [True, False])
+@pytest.mark.parametrize("case", [*CASES, *SLOW_CASES], ids=str)
+def test_mosaic_matches_dense_mask_on_the_device(case, registers):
+  chip = config.BY_CAPABILITY[jax.devices("gpu")[0].compute_capability]
+  name = next(n for n, c in CHIPS.items() if c == chip)
+  chip = dataclasses.replace(chip, register_weights=registers)
+  q, k, v, k_end = inputs(case)
+  got = kernel(name).range_attention(
+    *map(jnp.asarray, (q, k, v, k_end)), chip=chip
+  )
+  hold(got, q, k, v, k_end)
+
+
+def bad(**changes):
+  zeros = lambda *shape: jnp.zeros(shape, jnp.bfloat16)
+  good = {
+    "q": zeros(2, 5, 4, 64), "k": zeros(2, 64, 2, 64),
+    "v": zeros(2, 64, 2, 64), "k_end": jnp.zeros((2, 5), jnp.int32),
+  }  # fmt: skip
+  return good | {
+    name: jax.ShapeDtypeStruct(*x) if isinstance(x, tuple) else x
+    for name, x in changes.items()
+  }
+
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    ({"q": ((2, 5, 4), BF16)}, ValueError, r"q should be \[B, T, N, H\]"),
+    ({"q": ((3, 5, 4, 64), BF16)}, ValueError, "agree in B and H"),
+    ({"q": ((2, 5, 3, 64), BF16)}, ValueError, "3 query heads .* multiple"),
+    ({"q": ((2, 5, 4, 64), F32)}, ValueError, "share one dtype, got float32"),
+    ({"k_end": ((2, 4), jnp.int32)}, ValueError, r"shape \(2, 5\), got .*2, 4"),
+    ({"k_end": ((2, 5), F32)}, ValueError, "be int32 .* got float32"),
+    (
+      dict.fromkeys("qkv", ((2, 5, 2, 64), F32)),
+      NotImplementedError,
+      "should be bfloat16, got float32",
+    ),
+    (
+      dict.fromkeys("qkv", ((2, 5, 2, 96), BF16)),
+      NotImplementedError,
+      r"one of \(64, 128\), got 96",
+    ),
+    ({"q": ((2, 5, 18, 64), BF16)}, NotImplementedError, "1 to 8, got 9"),
+    (
+      dict.fromkeys("kv", ((2, 60, 2, 64), BF16)),
+      NotImplementedError,
+      "multiple of 8, got 60",
+    ),
+    (
+      dict.fromkeys("kv", ((2, 2**31, 2, 64), BF16)),
+      NotImplementedError,
+      "at most 2147418112, got 2147483648",
+    ),
+  ],
+)
+def test_mosaic_names_what_it_cannot_serve(name, changes, error, message):
+  with pytest.raises(error, match=message):
+    jax.eval_shape(kernel(name).range_attention, **bad(**changes))
+
+
+def test_mosaic_says_beforehand_whether_it_can_serve():
+  ask = mosaic.unsupported
+  assert ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.bfloat16) is None
+  assert "float32" in ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.float32)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("queries", [1, 32, 72, 272, 512])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_mosaic_fills_the_chip(chip, queries, batch):
+  """Of the time of the last turn, at most a quarter of the chip idles."""
+  sizes = mosaic.work(chip, (batch, queries, 32, 128), (batch, 32768, 8, 128))
+  blocks = batch * 8 * sizes.tiles * sizes.splits
+  turns = -(-blocks // chip.processors)
+  assert blocks >= 0.75 * turns * chip.processors
