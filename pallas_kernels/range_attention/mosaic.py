@@ -198,9 +198,11 @@ def join(
   and lse, one for the weighted sum and its new order. A reduction over the
   axis P takes four.
   """
-  outs, logs = ([x[:, :, i] for i in range(sizes.parts)] for x in (out, lse))
+  outs, logs = (
+    [_unpack(x[:, :, i], sizes) for i in range(sizes.parts)] for x in (out, lse)
+  )
   if sizes.parts == 1:
-    return _unpack(outs[0], sizes), _unpack(logs[0], sizes)
+    return outs[0], logs[0]
   # The least peak is finite, for rows whose parts are all empty.
   peak = functools.reduce(jnp.maximum, logs, jnp.full_like(logs[0], -1e30))
   weights = [jnp.exp(x - peak) for x in logs]
@@ -209,8 +211,7 @@ def join(
   mean = sum(
     x * (w * scale)[..., None] for x, w in zip(outs, weights, strict=True)
   )
-  lse = peak + jnp.log(total)
-  return _unpack(mean.astype(dtype), sizes), _unpack(lse, sizes)
+  return mean.astype(dtype), peak + jnp.log(total)
 
 
 def _unpack(x: Array, sizes: Work) -> Array:

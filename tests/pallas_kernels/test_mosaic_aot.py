@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 SPILLS = {"hopper": 0, "blackwell": 128}  # Bytes; nothing to measure with yet.
 
 # The 8B model: one token; a block; the blocks of quadratic; a prompt.
-FAST = ["1,1,4096,32,8,128", "1,32,4096,32,8,128"]
+FAST = ["1,32,4096,32,8,128"]
 SLOW = [
   *(
     f"{batch},{queries},{keys},32,8,128"
@@ -56,8 +56,8 @@ def hold(name: str, cases: list[str]) -> None:
     kernels, copies = map(
       int, re.findall(r"kernels=(\d+) copies=(\d+)", line)[0]
     )
-    # Queries and bounds packed (five at most), attention, and the two of merge.
-    assert kernels <= 8 and copies == 0, line
+    # Once per pass: the bounds, three. Per layer: queries, attention, merge (two).
+    assert kernels <= 7 and copies == 0, line
 
 
 @pytest.mark.parametrize("name", SPILLS)
