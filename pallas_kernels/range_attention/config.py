@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from pallas_kernels.chips import CHIPS
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -11,8 +13,10 @@ class Chip:
     processors: streaming multiprocessors; the grid is made to fill them.
     rows: rows of queries that one compute warpgroup owns, the M of its MMA.
     block: keys per tile.
-    ring_bytes: shared memory of the ring of K and V tiles. Loads in flight
-      must cover bandwidth x latency, about 40 KB per processor.
+    out_bytes: of a row of the output, how much leaves at a time.
+    shared_bytes: shared memory of a thread block. What the rest does not need
+      is the ring of K and V: loads in flight must cover bandwidth x latency,
+      about 40 KB per processor.
     compute_registers: registers per thread of a compute warpgroup.
     load_registers: registers per thread of the warpgroup that loads.
     register_weights: hand the softmax weights to the second MMA in registers.
@@ -22,12 +26,13 @@ class Chip:
   processors: int
   rows: int
   block: int = 64
-  ring_bytes: int = 96 * 1024
+  out_bytes: int = 256
+  shared_bytes: int = 227 * 1024
   compute_registers: int = 232
   load_registers: int = 40
   register_weights: bool = False
 
 
-HOPPER = Chip(processors=132, rows=64, register_weights=True)
-BLACKWELL = Chip(processors=148, rows=128)
+HOPPER = Chip(processors=CHIPS["h200"].cores, rows=64, register_weights=True)
+BLACKWELL = Chip(processors=CHIPS["b200"].cores, rows=128, out_bytes=64)
 BY_CAPABILITY = {"9.0": HOPPER, "10.0": BLACKWELL}

@@ -22,6 +22,8 @@ MAX_KEYS = 2**31 - 2**16  # Positions and tile bounds are int32.
 MAX_SPLITS = 32
 WARPGROUPS = 2  # That compute, in every thread block.
 _TURN = 4  # Start and end of a thread block, in tiles of keys.
+_BARRIERS = 3 * 1024  # And the scratch of reductions.
+_MAX_STAGES = 8
 
 
 def unsupported(
@@ -155,8 +157,23 @@ def work(
     batch=batch, heads=kv_heads, group=group, queries=queries, keys=keys,
     dim=dim, row_groups=row_groups, tile=tile, tiles=tiles,
     splits=min(range(1, min(key_tiles, MAX_SPLITS) + 1), key=time),
-    stages=chip.ring_bytes // (2 * chip.block * dim * 2),
+    stages=_stages(chip, row_groups, dim),
   )  # fmt: skip
+
+
+def _stages(chip: Chip, row_groups: int, dim: int) -> int:
+  """Tiles of K and of V that fit beside queries, weights and output.
+
+  Warpgroups that take turns meet the same slots in every round, because a
+  barrier has to be waited for in each of its phases.
+  """
+  queries = row_groups * chip.rows * dim * 2
+  weights = WARPGROUPS * chip.rows * chip.block * 2
+  out = WARPGROUPS * chip.rows * (chip.out_bytes + 4)
+  spare = chip.shared_bytes - queries - weights - out - _BARRIERS
+  stages = min(spare // (2 * chip.block * dim * 2), _MAX_STAGES)
+  turns = WARPGROUPS // row_groups
+  return stages // turns * turns
 
 
 def pack(
@@ -208,9 +225,9 @@ def join(
   weights = [jnp.exp(x - peak) for x in logs]
   total = sum(weights)
   scale = 1 / jnp.where(total == 0, 1.0, total)
-  mean = sum(
-    x * (w * scale)[..., None] for x, w in zip(outs, weights, strict=True)
-  )
+  mean = jnp.zeros_like(outs[0])
+  for x, weight in zip(outs, weights, strict=True):
+    mean += x * (weight * scale)[..., None]
   return mean.astype(dtype), peak + jnp.log(total)
 
 

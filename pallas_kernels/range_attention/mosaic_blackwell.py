@@ -27,7 +27,6 @@ from pallas_kernels.range_attention.config import BLACKWELL, Chip
 _TILE = plgpu.Layout.TCGEN05
 _ROW = plgpu.Layout.TCGEN05.reduce(1)
 _PIECE = 32  # Columns of the output held in registers at a time.
-_OUT = 64  # Bytes of a row of the output that leave at a time.
 
 
 @functools.partial(jax.jit, static_argnames=("chip", "interpret"))
@@ -58,8 +57,7 @@ def range_attention(
     NotImplementedError: a call that another implementation can serve.
   """
 
-  def scratch(sizes: mosaic.Work, kind):
-    own = (mosaic.WARPGROUPS, chip.rows)
+  def more(sizes: mosaic.Work):
     memory = lambda width: plgpu.TMEM(
       (chip.rows, mosaic.WARPGROUPS * width), jnp.float32
     )
@@ -67,18 +65,11 @@ def range_attention(
       num_barriers=mosaic.WARPGROUPS, orders_tensor_core=True
     )
     return {
-      "queries": block.shared((*own, sizes.dim), q.dtype),
-      "weights": block.shared((*own, chip.block), q.dtype),
-      "sums": block.shared((*own, _OUT // kind.itemsize), kind, _OUT),
-      "logs": plgpu.SMEM(own, jnp.float32),
-      "scores": memory(chip.block),
-      "acc": memory(sizes.dim),
-      "loaded": plgpu.Barrier(num_barriers=mosaic.WARPGROUPS),
-      "scored": done,
-      "summed": done,
-    }
+      "scores": memory(chip.block), "acc": memory(sizes.dim),
+      "scored": done, "summed": done,
+    }  # fmt: skip
 
-  return block.launch(_compute, scratch, chip, q, k, v, k_end, interpret)
+  return block.launch(_compute, more, chip, q, k, v, k_end, interpret)
 
 
 def _compute(
@@ -87,14 +78,13 @@ def _compute(
 ):  # fmt: skip
   """Attends from 128 rows to the tiles of one warpgroup."""
   mine = lax.axis_index(block.THREADS)
-  queries, weights, sums, logs, loaded, scored, summed = (
-    x.at[mine] for x in (queries, weights, sums, logs, loaded, scored, summed)
+  weights, sums, logs, scored, summed = (
+    x.at[mine] for x in (weights, sums, logs, scored, summed)
   )
+  queries = block.fetch(q, queries, loaded, place)
   rows, keys = weights.shape
   scores = scores.at[:, pl.ds(mine * keys, keys)]
   part = lambda at, width: acc.at[:, pl.ds(mine * sizes.dim + at, width)]
-  plgpu.copy_gmem_to_smem(q.at[place.rows], queries, loaded)
-  plgpu.barrier_wait(loaded)
   limit = plgpu.load(ends.at[place.ends], layout=_ROW, optimized=False)
   column = plgpu.broadcasted_iota(jnp.int32, (rows, keys), 1, layout=_TILE)
 
@@ -155,18 +145,14 @@ def _compute(
   pl.when(count > 0)(
     lambda: finish(place.turn + (count - 1) * sizes.key_groups)
   )
-  logs[...] = block.log_sum(peak, total)
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
-  width = sums.shape[1]
-  for at in range(0, sizes.dim, width):
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+  def finished(at, width):
     value = read(part(at, width))
     some = lax.broadcast_in_dim(total, value.shape, [0])
     # Nothing was summed where nothing was seen: acc is not even defined.
-    value = jnp.where(some > 0, value / some, 0.0)
-    sums[...] = value.astype(sums.dtype)
-    plgpu.commit_smem()
-    columns = pl.ds(at, width)
-    plgpu.copy_smem_to_gmem(sums, out.at[(*place.parts, columns)])
-  plgpu.wait_smem_to_gmem(0)
+    return jnp.where(some > 0, value / some, 0.0)
+
+  block.store(
+    finished, block.log_sum(peak, total),
+    sums, logs, out, lse, place, sizes.dim,
+  )  # fmt: skip

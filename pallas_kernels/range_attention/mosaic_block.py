@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ THREADS = "warpgroup"
 
 def launch(
   compute: Callable,
-  scratch: Callable,
+  more: Callable,
   chip: Chip,
   q: jax.Array,
   k: jax.Array,
@@ -41,8 +42,7 @@ def launch(
     compute: what a compute warpgroup does: takes the static sizes, the `Span`,
       the `Place`, the packed queries and ends, the two outputs, the ring and
       its scratch.
-    scratch: sizes and dtype of the partial results -> scratch types by name,
-      each with an axis of warpgroups first; barriers have that axis alone.
+    more: static sizes -> scratch types by name, over those of `scratch`.
     chip: static sizes.
     q: [B, T, N, H].
     k: [B, S, K, H].
@@ -68,7 +68,9 @@ def launch(
       jax.ShapeDtypeStruct((*lead, sizes.dim), kind),
       jax.ShapeDtypeStruct(lead, jnp.float32),
     ),
-    scratch_types={"ring": _ring(chip, sizes, q.dtype)} | scratch(sizes, kind),
+    scratch_types={"ring": _ring(chip, sizes, q.dtype)}
+    | scratch(chip, sizes, q.dtype, kind)
+    | more(sizes),
     grid=(sizes.splits, sizes.tiles, sizes.heads, sizes.batch),
     grid_names=GRID,
     num_threads=mosaic.WARPGROUPS + 1,
@@ -98,18 +100,34 @@ def _body(
     _load(ring, k, v, span, block=chip.block, stages=sizes.stages)
 
 
-def shared(shape: tuple[int, ...], dtype, swizzle: int = 128):
+def shared(shape: tuple[int, ...], dtype):
   """Shared memory in the tiles and the swizzle that TMA and MMA work in."""
-  width = swizzle // jnp.dtype(dtype).itemsize
-  tiling = plgpu.TilingTransform((mosaic.ALIGN, width))
+  size = jnp.dtype(dtype).itemsize
+  swizzle = min(128, shape[-1] * size)
+  tiling = plgpu.TilingTransform((mosaic.ALIGN, swizzle // size))
   transforms = tiling, plgpu.SwizzleTransform(swizzle)
   return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def scratch(chip: Chip, sizes: Work, dtype, kind) -> dict[str, Any]:
+  """The scratch types of both chips; kind is the dtype of the results."""
+  own = (mosaic.WARPGROUPS, chip.rows)
+  columns = min(sizes.dim, chip.out_bytes // kind.itemsize)
+  return {
+    "queries": shared((sizes.row_groups, chip.rows, sizes.dim), dtype),
+    "weights": shared((*own, chip.block), dtype),
+    "sums": shared((*own, columns), kind),
+    "logs": plgpu.SMEM(own, jnp.float32),
+    "loaded": plgpu.Barrier(num_barriers=sizes.row_groups),
+  }
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ring:
   """Tiles of K and V, and the barriers that pass them back and forth.
+
+  References inside the kernel; scratch types where the kernel is launched.
 
   Attributes:
     k: [stages, block, H].
@@ -121,13 +139,13 @@ class Ring:
     landed: the last tile of V has landed, and is yet to be cleaned.
   """
 
-  k: jax.Ref
-  v: jax.Ref
-  k_full: jax.Ref
-  v_full: jax.Ref
-  k_free: jax.Ref
-  v_free: jax.Ref
-  landed: jax.Ref
+  k: Any
+  v: Any
+  k_full: Any
+  v_full: Any
+  k_free: Any
+  v_free: Any
+  landed: Any
 
 
 def _ring(chip: Chip, sizes: Work, dtype) -> Ring:
@@ -175,12 +193,14 @@ class Place:
     rows: its rows of the packed queries.
     ends: its rows of the packed k_end.
     parts: its rows of the partial results.
+    side: which of the queries in shared memory are its own.
     turn: the first tile of the span that it uses.
   """
 
   rows: tuple
   ends: tuple
   parts: tuple
+  side: jax.Array
   turn: jax.Array
 
 
@@ -195,8 +215,37 @@ def _place(chip: Chip, sizes: Work) -> Place:
   rows = pl.ds(start, chip.rows)
   part = lax.axis_index("split") * sizes.key_groups + turn
   return Place(
-    (batch, head, rows), (batch, rows), (batch, head, part, rows), turn
-  )
+    rows=(batch, head, rows), ends=(batch, rows),
+    parts=(batch, head, part, rows), side=side, turn=turn,
+  )  # fmt: skip
+
+
+def fetch(q, queries, loaded, place: Place):
+  """Loads the queries of a warpgroup, once for two that take turns."""
+  mine = queries.at[place.side]
+  loaded = loaded.at[place.side]
+
+  @pl.when(place.turn == 0)
+  def _():
+    plgpu.copy_gmem_to_smem(q.at[place.rows], mine, loaded)
+
+  plgpu.barrier_wait(loaded)
+  return mine
+
+
+def store(acc, logs_of, sums, logs, out, lse, place: Place, dim: int):
+  """Writes a warpgroup's output, acc(start, width) -> columns, and its lse."""
+  logs[...] = logs_of
+  plgpu.commit_smem()
+  plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
+  width = sums.shape[1]
+  for at in range(0, dim, width):
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    sums[...] = acc(at, width).astype(sums.dtype)
+    plgpu.commit_smem()
+    columns = (*place.parts, pl.ds(at, width))
+    plgpu.copy_smem_to_gmem(sums, out.at[columns])
+  plgpu.wait_smem_to_gmem(0)
 
 
 def turns(span: Span, turn, key_groups: int) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.range_attention import mosaic
 from pallas_kernels.range_attention import mosaic_block as block
 from pallas_kernels.range_attention.config import HOPPER, Chip
 
@@ -54,36 +53,21 @@ def range_attention(
     ValueError: shapes or dtypes that do not fit each other.
     NotImplementedError: a call that another implementation can serve.
   """
-  registers = chip.register_weights and interpret is None
-
-  def scratch(sizes: mosaic.Work, kind):
-    own = (mosaic.WARPGROUPS, chip.rows)
-    found = {
-      "queries": block.shared((*own, sizes.dim), q.dtype),
-      "sums": block.shared((*own, sizes.dim), kind),
-      "logs": plgpu.SMEM(own, jnp.float32),
-      "loaded": plgpu.Barrier(num_barriers=mosaic.WARPGROUPS),
-    }
-    if not registers:
-      found["weights"] = block.shared((*own, chip.block), q.dtype)
-    return found
-
-  return block.launch(_compute, scratch, chip, q, k, v, k_end, interpret)
+  by_registers = chip.register_weights and interpret is None
+  more = lambda _: {"weights": None} if by_registers else {}
+  return block.launch(_compute, more, chip, q, k, v, k_end, interpret)
 
 
 def _compute(
   sizes, span, place, q, ends, out, lse, ring,
-  queries, sums, logs, loaded, weights=None,
+  queries, sums, logs, loaded, weights,
 ):  # fmt: skip
   """Attends from 64 rows to the tiles of one warpgroup."""
   mine = lax.axis_index(block.THREADS)
-  queries, sums, logs, loaded = (
-    x.at[mine] for x in (queries, sums, logs, loaded)
-  )
+  sums, logs = sums.at[mine], logs.at[mine]
   weights = None if weights is None else weights.at[mine]
+  queries = block.fetch(q, queries, loaded, place)
   rows, keys = queries.shape[0], ring.k.shape[1]
-  plgpu.copy_gmem_to_smem(q.at[place.rows], queries, loaded)
-  plgpu.barrier_wait(loaded)
   limit = plgpu.load(ends.at[place.ends], layout=_ROW, optimized=False)
   shape = rows, keys
   column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_TILE)
@@ -136,9 +120,7 @@ def _compute(
   acc, peak, total = carry
   some = jnp.where(total > 0, total, 1.0)
   acc = acc / lax.broadcast_in_dim(some, acc.shape, [0])
-  sums[...] = acc.astype(sums.dtype)
-  logs[...] = block.log_sum(peak, total)
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(sums, out.at[place.parts])
-  plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
-  plgpu.wait_smem_to_gmem(0)
+  block.store(
+    lambda at, width: acc[:, at : at + width], block.log_sum(peak, total),
+    sums, logs, out, lse, place, sizes.dim,
+  )  # fmt: skip

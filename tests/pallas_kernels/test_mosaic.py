@@ -37,12 +37,15 @@ def kernel(name):
 
 @pytest.fixture
 def interpret():
-  """Parameters of the interpreter, which is left clean whatever happens."""
+  """Parameters of the interpreter; the test fails if it has seen a race."""
   from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
-  yield plgpu.InterpretGPUParams(detect_races=True)
-  interpret_pallas_call.reset_gpu_interpret_mode_state()
+  try:
+    yield plgpu.InterpretGPUParams(detect_races=True)
+    assert not interpret_pallas_call.get_races().races_found
+  finally:  # Whatever happened: the next test starts clean.
+    interpret_pallas_call.reset_gpu_interpret_mode_state()
 
 
 def inputs(case):
