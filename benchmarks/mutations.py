@@ -126,7 +126,7 @@ def run(root: Path, chip: str, cases: list[str]) -> tuple[bool, str]:
   try:
     done = subprocess.run(
       command, cwd=root, env=environment, capture_output=True, text=True,
-      timeout=300,
+      timeout=900,
     )  # fmt: skip
   except subprocess.TimeoutExpired:
     return False, "hangs"

@@ -35,4 +35,3 @@ class Chip:
 
 HOPPER = Chip(processors=CHIPS["h200"].cores, rows=64, register_weights=True)
 BLACKWELL = Chip(processors=CHIPS["b200"].cores, rows=128, out_bytes=64)
-BY_CAPABILITY = {"9.0": HOPPER, "10.0": BLACKWELL}

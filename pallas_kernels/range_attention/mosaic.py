@@ -44,45 +44,13 @@ def unsupported(
     return f"the head dimension should be one of {DIMS}, got {dim}"
   if not 1 <= group <= MAX_GROUP:
     return f"query heads per key head should be 1 to {MAX_GROUP}, got {group}"
-  if keys % ALIGN or keys < 1:
+  if keys % ALIGN:
     return f"the keys S should be a multiple of {ALIGN}, got {keys}"
+  if keys < ALIGN:
+    return f"the keys S should be at least {ALIGN}, got {keys}"
   if keys > MAX_KEYS:
     return f"the keys S should be at most {MAX_KEYS}, got {keys}"
   return None
-
-
-def check(q: Array, k: Array, v: Array, k_end: Array) -> None:
-  """Raises for arguments that the kernels cannot serve.
-
-  Raises:
-    ValueError: shapes or dtypes that do not fit each other.
-    NotImplementedError: a call that another implementation can serve.
-  """
-  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
-    raise ValueError(
-      "q should be [B, T, N, H] and k, v equal [B, S, K, H], got"
-      f" {q.shape=}, {k.shape=}, {v.shape=}."
-    )
-  if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-    raise ValueError(
-      f"q and k should agree in B and H, got {q.shape=}, {k.shape=}."
-    )
-  if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-    raise ValueError(
-      f"the {q.shape[2]} query heads should be a multiple of the"
-      f" {k.shape[2]} key heads."
-    )
-  if not q.dtype == k.dtype == v.dtype:
-    raise ValueError(
-      f"q, k and v should share one dtype, got {q.dtype}, {k.dtype}, {v.dtype}."
-    )
-  if k_end.shape != q.shape[:2] or k_end.dtype != jnp.int32:
-    raise ValueError(
-      f"k_end should be int32 of shape {q.shape[:2]}, got"
-      f" {k_end.dtype}{k_end.shape}."
-    )
-  if reason := unsupported(q.shape, k.shape, q.dtype):
-    raise NotImplementedError(f"The Mosaic kernel: {reason}.")
 
 
 @dataclasses.dataclass(frozen=True)

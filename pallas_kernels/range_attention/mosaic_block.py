@@ -54,10 +54,10 @@ def launch(
     The output and the log-sum-exp; see `api`.
 
   Raises:
-    ValueError: shapes or dtypes that do not fit each other.
-    NotImplementedError: a call that another implementation can serve.
+    NotImplementedError: see `mosaic.unsupported`.
   """
-  mosaic.check(q, k, v, k_end)
+  if reason := mosaic.unsupported(q.shape, k.shape, q.dtype):
+    raise NotImplementedError(f"the Mosaic kernel cannot serve it: {reason}.")
   sizes = mosaic.work(chip, q.shape, k.shape)
   rows, ends, plan = mosaic.pack(q, k_end, sizes, chip.block)
   lead = (sizes.batch, sizes.heads, sizes.parts, sizes.rows)

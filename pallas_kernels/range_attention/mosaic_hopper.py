@@ -36,13 +36,13 @@ def range_attention(
   chip: Chip = HOPPER,
   interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-  """Attends from query (b, t) to the keys [0, k_end[b, t]); see `api`.
+  """See `api.range_attention`; the arguments are taken as checked.
 
   Args:
     q: queries, bfloat16; H is 64 or 128.
     k: keys; N / K is 1 to 8, S a multiple of 8.
     v: values.
-    k_end: one past the last key of each query, int32; clamped to [0, S].
+    k_end: one past the last key of each query, int32; above S means S.
     chip: static sizes.
     interpret: runs the kernel on the CPU, with its races where asked for.
 
@@ -50,8 +50,7 @@ def range_attention(
     The output in the dtype of q, and the log-sum-exp in float32.
 
   Raises:
-    ValueError: shapes or dtypes that do not fit each other.
-    NotImplementedError: a call that another implementation can serve.
+    NotImplementedError: see `mosaic.unsupported`.
   """
   by_registers = chip.register_weights and interpret is None
   more = lambda _: {"weights": None} if by_registers else {}
