@@ -47,7 +47,7 @@ MUTATIONS = (
     "    plgpu.barrier_wait(ring.v_full.at[slot])\n", "", ONE,
   ),
   Mutation(
-    "no wait for the queries", "mosaic_hopper.py",
+    "no wait for the queries", "mosaic_block.py",
     "  plgpu.barrier_wait(loaded)\n", "", ONE,
   ),
   Mutation(
@@ -146,6 +146,10 @@ def copy_sources(to: Path) -> None:
 
 def main() -> int:
   survivors = 0
+  for mutation in MUTATIONS:
+    source = (ROOT / KERNELS / mutation.file).read_text()
+    if source.count(mutation.old) != 1:
+      raise ValueError(f"{mutation.file} should hold once: {mutation.old!r}")
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
     copy_sources(root)
@@ -157,8 +161,6 @@ def main() -> int:
     for mutation in MUTATIONS:
       path = root / KERNELS / mutation.file
       source = path.read_text()
-      if source.count(mutation.old) != 1:
-        raise ValueError(f"{mutation.file} should hold once: {mutation.old!r}")
       path.write_text(source.replace(mutation.old, mutation.new))
       passed, why = run(root, mutation.chip, [mutation.case])
       path.write_text(source)

@@ -233,9 +233,20 @@ def fetch(q, queries, loaded, place: Place):
   return mine
 
 
-def store(acc, logs_of, sums, logs, out, lse, place: Place, dim: int):
-  """Writes a warpgroup's output, acc(start, width) -> columns, and its lse."""
-  logs[...] = logs_of
+def store(acc, log, sums, logs, out, lse, place: Place, dim: int):
+  """Writes a warpgroup's output and lse, by way of `sums` and `logs`.
+
+  Args:
+    acc: (start, width) -> columns of the output.
+    log: log-sum-exp of each row.
+    sums: shared memory for some columns of the output.
+    logs: shared memory for `log`.
+    out: partial results, [B, K, parts, R, H].
+    lse: [B, K, parts, R].
+    place: of the warpgroup.
+    dim: H.
+  """
+  logs[...] = log
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
   width = sums.shape[1]
@@ -309,7 +320,7 @@ def _clear(tile, valid):
   plgpu.commit_smem()
 
 
-def softmax(scores, peak, total, dim: int, limit=None):
+def softmax(scores, peak, total, dim: int, mask=None):
   """One step of the online softmax over a tile of raw scores [rows, block].
 
   Args:
@@ -317,15 +328,15 @@ def softmax(scores, peak, total, dim: int, limit=None):
     peak: running maximum, in units of log2.
     total: running sum of weights.
     dim: head dimension, for the scale.
-    limit: valid keys of the tile per row; None where all are.
+    mask: keys of the tile that each row sees; None where all see all.
 
   Returns:
     The weights, the factor for what was summed before, and the new maximum
     and sum.
   """
   scores = scores * (math.log2(math.e) / math.sqrt(dim))
-  if limit is not None:
-    scores = jnp.where(limit, scores, MASKED)
+  if mask is not None:
+    scores = jnp.where(mask, scores, MASKED)
   peak_now = jnp.maximum(peak, scores.max(axis=1))
   weights = jnp.exp2(scores - lax.broadcast_in_dim(peak_now, scores.shape, [0]))
   decay = jnp.exp2(peak - peak_now)

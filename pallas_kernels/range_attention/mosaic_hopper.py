@@ -6,8 +6,8 @@ a time, each takes every second tile and keeps its own softmax.
 
 What bounds it on an H200 (4.8 TB/s, 989 Tflop/s in bfloat16: 206 operations
 per byte): every key costs 4 H bytes and 4 H operations per row of its head,
-so up to about 200 rows memory bounds the kernel, and beyond it the MMAs do.
-
+so up to about 200 rows per key head (T = 50 with G = 4) memory bounds the
+kernel, and beyond it the MMAs do.
 """
 
 import functools

@@ -10,8 +10,8 @@ class Case:
   """One call of the op.
 
   `ends` says how k_end is drawn: 'ragged' per query, 'causal' within the last
-  T keys of each row, 'block' alike for all queries of a row, 'whole' for all
-  keys, 'mixed' with rows that are empty. `processors` is the size of the chip
+  T keys of each row, 'block' alike for all queries of a row, 'whole' beyond
+  the last key, 'mixed' with rows that are empty. `processors` is the size of the chip
   that the call is cut up for.
   """
 
@@ -69,7 +69,7 @@ def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
     case "block":
       ends = np.broadcast_to(last, (batch, queries))
     case "whole":
-      ends = np.full((batch, queries), keys)
+      ends = np.full((batch, queries), keys + 3)
     case _:
       ends = rng.integers(0, keys + 1, (batch, queries))
       ends[rng.random(ends.shape) < 0.2] = 0

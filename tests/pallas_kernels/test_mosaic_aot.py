@@ -17,10 +17,11 @@ SPILLS = {"hopper": 0, "blackwell": 128}  # Bytes; nothing to measure with yet.
 FAST = ["1,32,4096,32,8,128"]
 SLOW = [
   *(
-    f"{batch},{queries},{keys},32,8,128"
+    f"1,{queries},{keys},32,8,128"
     for queries in (1, 32, 72, 272, 512)
-    for batch, keys in ((1, 4096), (1, 32768), (8, 32768))
+    for keys in (4096, 32768)
   ),
+  "8,32,32768,32,8,128",
   "1,1,4096,24,8,128",  # The 3B model: three heads per key head.
   "128,1,4096,32,8,128",
   "1,32,4096,16,2,64",
@@ -56,8 +57,8 @@ def hold(name: str, cases: list[str]) -> None:
     kernels, copies = map(
       int, re.findall(r"kernels=(\d+) copies=(\d+)", line)[0]
     )
-    # Once per pass: the bounds, three. Per layer: queries, attention, merge (two).
-    assert kernels <= 7 and copies == 0, line
+    # Once per pass: the bounds, three. Per layer: queries, attention, merge (two or three).
+    assert kernels <= 8 and copies == 0, line
 
 
 @pytest.mark.parametrize("name", SPILLS)
