@@ -63,7 +63,7 @@ def interpret(monkeypatch):
   monkeypatch.setattr(gpu_callbacks, "wgmma", checked)
   try:
     yield plgpu.InterpretGPUParams(detect_races=True)
-    assert not gpu_callbacks.get_races().races_found
+    assert not gpu_callbacks.get_races().races_found, "see RACE DETECTED"
   finally:  # Whatever happened: the next test starts clean.
     gpu_callbacks.reset_gpu_interpret_mode_state()
 
