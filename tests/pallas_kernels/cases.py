@@ -11,7 +11,7 @@ class Case:
 
   `ends` says how k_end is drawn: 'ragged' per query, 'causal' within the last
   T keys of each row, 'block' alike for all queries of a row, 'whole' beyond
-  the last key, 'mixed' with rows that are empty. `processors` is the size of the chip
+  the last key, 'mixed' with rows and first queries empty. `processors` is the size of the chip
   that the call is cut up for.
   """
 
@@ -61,7 +61,7 @@ SLOW_CASES = (
 def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
   """k_end [B, T] int32 of a case."""
   batch, queries, keys = case.shape[:3]
-  last = rng.integers(max(keys - 64, queries), keys + 1, (batch, 1))
+  last = rng.integers(max(keys - 64, min(queries, keys)), keys + 1, (batch, 1))
   steps = np.arange(queries)
   match case.ends:
     case "causal":
@@ -74,7 +74,7 @@ def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
       ends = rng.integers(0, keys + 1, (batch, queries))
       ends[rng.random(ends.shape) < 0.2] = 0
       if case.ends == "mixed":
-        ends[0] = 0
+        ends[0] = ends[:, 0] = 0
   return ends.astype(np.int32)
 
 
