@@ -11,6 +11,7 @@ from pallas_kernels.range_attention import (
   range_attention,
 )
 from pallas_kernels.range_attention.reference import CHUNK
+from tests.pallas_kernels.cases import dense, make
 
 # B, T, S, N, K, H
 SHAPES = [
@@ -20,31 +21,6 @@ SHAPES = [
   (1, 33, 3 * CHUNK - 5, 8, 1, 4),
   (4, 2, 300, 3, 3, 8),
 ]
-
-
-def dense(q, k, v, mask):
-  """Float64 attention over a mask [B, T, S]; empty rows give 0 and -inf."""
-  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-  group = q.shape[2] // k.shape[2]
-  k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
-  s = np.einsum("btnh,bsnh->btns", q, k) / np.sqrt(q.shape[-1])
-  s = np.where(mask[:, :, None], s, -np.inf)
-  peak = np.maximum(s.max(-1, keepdims=True), -1e300)
-  p = np.exp(s - peak)
-  total = p.sum(-1, keepdims=True)
-  out = np.einsum("btns,bsnh->btnh", p / np.where(total, total, 1), v)
-  with np.errstate(divide="ignore"):
-    return out, (peak + np.log(total))[..., 0]
-
-
-def make(shape, seed):
-  b, t, s, n, k, h = shape
-  rng = np.random.default_rng(seed)
-  draw = lambda *size: rng.standard_normal(size).astype(np.float32)
-  k_end = rng.integers(0, s + 1, (b, t)).astype(np.int32)
-  k_end[rng.random((b, t)) < 0.2] = 0
-  k_start = (k_end * rng.random((b, t))).astype(np.int32)
-  return draw(b, t, n, h), draw(b, s, k, h), draw(b, s, k, h), k_end, k_start
 
 
 @pytest.mark.parametrize("seed", range(6))

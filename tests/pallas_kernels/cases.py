@@ -1,0 +1,104 @@
+"""The table of shapes of range attention, and what every answer should be."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One call of the op.
+
+  `ends` says how k_end is drawn: 'ragged' per query, 'causal' within the last
+  T keys of each row, 'block' alike for all queries of a row, 'whole' beyond
+  the last key, 'mixed' with rows and first queries empty. `processors` is the size of the chip
+  that the call is cut up for.
+  """
+
+  batch: int
+  queries: int
+  keys: int
+  heads: int
+  kv_heads: int
+  dim: int
+  ends: str = "ragged"
+  processors: int = 2
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (
+      self.batch, self.queries, self.keys, self.heads, self.kv_heads, self.dim
+    )  # fmt: skip
+
+  def __str__(self) -> str:
+    return "x".join(map(str, self.shape)) + f"-{self.ends}"
+
+
+CASES = (
+  Case(2, 1, 200, 4, 1, 64),  # One token at a time; S is no multiple of 64.
+  Case(1, 4, 600, 4, 1, 128, "block"),  # The ring goes around.
+  Case(1, 32, 128, 4, 1, 128, "causal"),  # 32 queries x 4 heads = 128 rows.
+  Case(2, 5, 72, 3, 1, 64, "mixed"),  # Rows that fill no tile; empty rows.
+  Case(1, 72, 136, 4, 1, 64, "causal", 8),  # Three tiles of rows on Hopper.
+)
+SLOW_CASES = (
+  Case(2, 1, 512, 8, 8, 128, "ragged", 16),
+  Case(2, 1, 448, 16, 2, 128, "mixed", 16),
+  Case(1, 32, 1024, 32, 8, 128, "causal", 132),
+  Case(2, 32, 520, 8, 2, 128, "block", 16),
+  Case(1, 72, 400, 8, 2, 128, "block", 8),
+  Case(1, 272, 320, 4, 1, 64, "causal"),
+  Case(1, 272, 192, 4, 1, 128, "ragged", 148),
+  Case(2, 40, 264, 5, 1, 64, "mixed"),
+  Case(1, 24, 264, 12, 2, 128, "ragged", 4),
+  Case(1, 20, 128, 7, 1, 64, "whole"),
+  Case(1, 18, 64, 16, 2, 64, "whole"),  # No mask and no split.
+  Case(3, 2, 40, 2, 2, 64, "mixed"),  # Fewer keys than a tile.
+  Case(1, 3, 8, 4, 4, 64),
+)
+
+
+def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
+  """k_end [B, T] int32 of a case."""
+  batch, queries, keys = case.shape[:3]
+  last = rng.integers(max(keys - 64, min(queries, keys)), keys + 1, (batch, 1))
+  steps = np.arange(queries)
+  match case.ends:
+    case "causal":
+      ends = np.clip(last - queries + 1 + steps, 0, None)
+    case "block":
+      ends = np.broadcast_to(last, (batch, queries))
+    case "whole":
+      ends = np.full((batch, queries), keys + 3)
+    case _:
+      ends = rng.integers(0, keys + 1, (batch, queries))
+      ends[rng.random(ends.shape) < 0.2] = 0
+      if case.ends == "mixed":
+        ends[0] = ends[:, 0] = 0
+  return ends.astype(np.int32)
+
+
+def make(shape, seed):
+  """float32 q, k, v and ranges k_end, k_start of a shape."""
+  b, t, s, n, k, h = shape
+  rng = np.random.default_rng(seed)
+  draw = lambda *size: rng.standard_normal(size).astype(np.float32)
+  k_end = rng.integers(0, s + 1, (b, t)).astype(np.int32)
+  k_end[rng.random((b, t)) < 0.2] = 0
+  k_start = (k_end * rng.random((b, t))).astype(np.int32)
+  return draw(b, t, n, h), draw(b, s, k, h), draw(b, s, k, h), k_end, k_start
+
+
+def dense(q, k, v, mask):
+  """Float64 attention over a mask [B, T, S]; empty rows give 0 and -inf."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  group = q.shape[2] // k.shape[2]
+  k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
+  s = np.einsum("btnh,bsnh->btns", q, k) / np.sqrt(q.shape[-1])
+  s = np.where(mask[:, :, None], s, -np.inf)
+  peak = np.maximum(s.max(-1, keepdims=True), -1e300)
+  p = np.exp(s - peak)
+  total = p.sum(-1, keepdims=True)
+  out = np.einsum("btns,bsnh->btnh", p / np.where(total, total, 1), v)
+  with np.errstate(divide="ignore"):
+    return out, (peak + np.log(total))[..., 0]

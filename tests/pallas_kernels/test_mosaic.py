@@ -1,0 +1,162 @@
+"""One suite for the reference, the Mosaic kernels interpreted, and a GPU.
+
+The interpreter runs the kernels on the CPU with their TMA copies, barriers and
+MMAs, reports races and barriers that are not waited for, and hands out memory
+that is not initialised as NaN.
+"""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.range_attention import config, mosaic, range_attention
+from tests.pallas_kernels.cases import CASES, SLOW_CASES, dense, draw_ends, make
+
+needs_interpreter = pytest.mark.skipif(
+  jax.__version_info__ < (0, 11),
+  reason="the interpreter of Mosaic needs jax 0.11, so Python 3.12",
+)
+CHIPS = {"hopper": config.HOPPER, "blackwell": config.BLACKWELL}
+KERNELS = [pytest.param(n, marks=needs_interpreter) for n in CHIPS]
+EVERY = [
+  *(pytest.param(c, id=str(c)) for c in CASES),
+  *(pytest.param(c, id=str(c), marks=pytest.mark.slow) for c in SLOW_CASES),
+]
+
+
+def kernel(name):
+  """The module of a chip's kernel."""
+  return importlib.import_module(
+    f"pallas_kernels.range_attention.mosaic_{name}"
+  )
+
+
+@pytest.fixture
+def interpret(monkeypatch):
+  """Parameters of the interpreter; the test fails if it has seen a race."""
+  from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+  from jax.experimental.pallas import mosaic_gpu as plgpu
+
+  wgmma = gpu_callbacks.wgmma
+
+  def checked(**given):  # The interpreter of jax 0.11.2 does not look here.
+    memory = gpu_callbacks._get_shared_memory()
+    with memory.lock:
+      at = memory.thread_to_vc_position(given["thread"])
+      memory.clocks[given["thread"]].inc(at)
+      clock = memory.clocks[given["thread"]].copy().async_smem_clock
+    for name in "ab":
+      key = gpu_callbacks.HostAllocationKey.from_array(
+        given[f"{name}_allocation_key_as_array"]
+      )
+      at = gpu_callbacks._remove_noop_transforms(given[f"{name}_transforms"])
+      access = memory.access(key, jax.tree.map(int, at))
+      gpu_callbacks.get_races().check_read(
+        given["thread"], clock, key, access, given["source_info"]
+      )
+    return wgmma(**given)
+
+  monkeypatch.setattr(gpu_callbacks, "wgmma", checked)
+  try:
+    yield plgpu.InterpretGPUParams(detect_races=True)
+    assert not gpu_callbacks.get_races().races_found, "see RACE DETECTED"
+  finally:  # Whatever happened: the next test starts clean.
+    gpu_callbacks.reset_gpu_interpret_mode_state()
+
+
+def inputs(case):
+  """bfloat16 q, k, v with NaN wherever nothing may be read, and k_end."""
+  q, k, v, _, _ = make(case.shape, 0)
+  k_end = draw_ends(case, np.random.default_rng(1))
+  q, k, v = (np.array(x, jnp.bfloat16) for x in (q, k, v))
+  for row, end in enumerate(k_end.max(1)):
+    k[row, end:] = v[row, end:] = np.nan
+  return q, k, v, k_end
+
+
+def hold(got, q, k, v, k_end):
+  """The promise: equal to the dense mask, all of it written, no NaN."""
+  out, lse = (np.asarray(x, np.float64) for x in got)
+  assert got[0].dtype == jnp.bfloat16 and got[1].dtype == jnp.float32
+  mask = np.arange(k.shape[1]) < k_end[..., None]
+  k, v = (np.nan_to_num(np.asarray(x, np.float64)) for x in (k, v))
+  want_out, want_lse = dense(q, k, v, mask)
+  np.testing.assert_allclose(out, want_out, rtol=1e-2, atol=8e-3)
+  np.testing.assert_allclose(lse, want_lse, rtol=1e-5, atol=1e-5)
+  empty = k_end <= 0
+  assert (out[empty] == 0).all() and np.isneginf(lse[empty]).all()
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_reference_matches_dense_mask(case):
+  q, k, v, k_end = inputs(case)
+  hold(range_attention(*map(jnp.asarray, (q, k, v, k_end))), q, k, v, k_end)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("case", EVERY)
+def test_mosaic_matches_dense_mask_without_races(case, name, interpret):
+  q, k, v, k_end = inputs(case)
+  chip = dataclasses.replace(CHIPS[name], processors=case.processors)
+  got = kernel(name).range_attention(
+    *map(jnp.asarray, (q, k, v, k_end)), chip=chip, interpret=interpret
+  )
+  hold(got, q, k, v, k_end)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("registers", [True, False])
+@pytest.mark.parametrize("case", [*CASES, *SLOW_CASES], ids=str)
+def test_mosaic_matches_dense_mask_on_the_device(case, registers):
+  found = jax.devices("gpu")[0].compute_capability
+  name = {"9.0": "hopper", "10.0": "blackwell"}[found]
+  chip = dataclasses.replace(CHIPS[name], register_weights=registers)
+  q, k, v, k_end = inputs(case)
+  got = kernel(name).range_attention(
+    *map(jnp.asarray, (q, k, v, k_end)), chip=chip
+  )
+  hold(got, q, k, v, k_end)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", CHIPS)
+@pytest.mark.parametrize(
+  ("q", "k", "dtype", "message"),
+  [
+    ((2, 5, 4, 64), (2, 64, 2, 64), "float32", "be bfloat16, got float32"),
+    ((2, 5, 4, 96), (2, 64, 2, 96), "bfloat16", r"one of \(64, 128\), got 96"),
+    ((2, 5, 18, 64), (2, 64, 2, 64), "bfloat16", "should be 1 to 8, got 9"),
+    ((2, 5, 4, 64), (2, 60, 2, 64), "bfloat16", "multiple of 8, got 60"),
+    ((2, 5, 4, 64), (2, 0, 2, 64), "bfloat16", "at least 8, got 0"),
+    (
+      (2, 5, 4, 64), (2, 2**31, 2, 64), "bfloat16",
+      "at most 2147418112, got 2147483648",
+    ),
+  ],
+)  # fmt: skip
+def test_mosaic_names_what_it_cannot_serve(name, q, k, dtype, message):
+  q, k = (jax.ShapeDtypeStruct(x, dtype) for x in (q, k))
+  k_end = jax.ShapeDtypeStruct(q.shape[:2], jnp.int32)
+  with pytest.raises(NotImplementedError, match=message):
+    jax.eval_shape(kernel(name).range_attention, q, k, k, k_end)
+
+
+def test_mosaic_says_beforehand_whether_it_can_serve():
+  ask = mosaic.unsupported
+  assert ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.bfloat16) is None
+  assert "float32" in ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.float32)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("queries", [1, 32, 72, 272, 512])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_mosaic_fills_the_chip(chip, queries, batch):
+  """Of the time of the last turn, at most a quarter of the chip idles."""
+  sizes = mosaic.work(chip, (batch, queries, 32, 128), (batch, 32768, 8, 128))
+  blocks = batch * 8 * sizes.tiles * sizes.splits
+  turns = -(-blocks // chip.processors)
+  assert blocks >= 0.75 * turns * chip.processors
