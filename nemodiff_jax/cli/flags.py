@@ -197,7 +197,9 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
   UserError; 130 for Ctrl-C.
   """
   jax.config.config_with_absl()
-  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+  backends = logging.getLogger("jax._src.xla_bridge")
+  backends.setLevel(logging.WARNING)
+  backends.addFilter(_concerns_this_machine)
 
   def guarded(rest: list[str]) -> int:
     try:
@@ -238,6 +240,12 @@ def keep_compiled_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _concerns_this_machine(record: logging.LogRecord) -> bool:
+  """Whether to show it: a CUDA plugin without a GPU only compiles for one."""
+  gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+  return gpu or "xla_cuda" not in record.getMessage()
 
 
 def _threshold() -> float | Literal["auto"] | None:
