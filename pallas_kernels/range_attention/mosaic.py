@@ -7,6 +7,7 @@ a short row in a large cache is spread over the chip like a long one.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ DIMS = (64, 128)
 MAX_GROUP = 8
 ALIGN = 8  # Rows of one shared-memory tile: TMA reads whole ones.
 MAX_KEYS = 2**31 - 2**16  # Positions and tile bounds are int32.
-MAX_SPLITS = 64
+MAX_SPLITS = 32
 WARPGROUPS = 2  # That compute, in every thread block.
 _TURN = 4  # Start and end of a thread block, in tiles of keys.
 
@@ -128,13 +129,10 @@ class Work:
     """Partial results per row: each is one softmax over a share of the keys."""
     return self.splits * self.key_groups
 
-  @property
-  def grid(self) -> tuple[int, int, int, int]:
-    """Thread blocks: splits of keys, tiles of rows, key heads, batch."""
-    return self.splits, self.tiles, self.heads, self.batch
 
-
-def work(chip: Chip, q_shape: tuple[int, ...], k_shape: tuple[int, ...]) -> Work:
+def work(
+  chip: Chip, q_shape: tuple[int, ...], k_shape: tuple[int, ...]
+) -> Work:
   """Cuts a call into thread blocks so that they fill the chip."""
   batch, queries, heads, dim = q_shape
   keys, kv_heads = k_shape[1:3]
@@ -190,17 +188,25 @@ def join(
   sizes: Work,
   dtype,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-  """Merges the partial results of each row and unpacks the rows."""
+  """Merges the partial results of each row and unpacks the rows.
+
+  Written part by part: XLA then makes two kernels of it, one for the weights
+  and lse, one for the weighted sum and its new order. A reduction over the
+  axis P takes four.
+  """
+  outs, logs = ([x[:, :, i] for i in range(sizes.parts)] for x in (out, lse))
   if sizes.parts == 1:
-    out, lse = out[:, :, 0], lse[:, :, 0]
-  else:
-    peak = jnp.maximum(lse.max(2), -1e30)  # Finite where all parts are empty.
-    weights = jnp.exp(lse - peak[:, :, None])
-    total = weights.sum(2)
-    out = (out * weights[..., None]).sum(2)
-    out = out / jnp.where(total == 0, 1.0, total)[..., None]
-    lse = peak + jnp.log(total)
-  return _unpack(out, sizes).astype(dtype), _unpack(lse, sizes)
+    return _unpack(outs[0], sizes), _unpack(logs[0], sizes)
+  # The least peak is finite, for rows whose parts are all empty.
+  peak = functools.reduce(jnp.maximum, logs, jnp.full_like(logs[0], -1e30))
+  weights = [jnp.exp(x - peak) for x in logs]
+  total = sum(weights)
+  scale = 1 / jnp.where(total == 0, 1.0, total)
+  mean = sum(
+    x * (w * scale)[..., None] for x, w in zip(outs, weights, strict=True)
+  )
+  lse = peak + jnp.log(total)
+  return _unpack(mean.astype(dtype), sizes), _unpack(lse, sizes)
 
 
 def _unpack(x: Array, sizes: Work) -> Array:

@@ -20,7 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.range_attention import mosaic
-from pallas_kernels.range_attention import mosaic_ring as rings
+from pallas_kernels.range_attention import mosaic_block as block
 from pallas_kernels.range_attention.config import HOPPER, Chip
 
 _TILE = plgpu.Layout.WGMMA
@@ -54,68 +54,38 @@ def range_attention(
     ValueError: shapes or dtypes that do not fit each other.
     NotImplementedError: a call that another implementation can serve.
   """
-  mosaic.check(q, k, v, k_end)
-  sizes = mosaic.work(chip, q.shape, k.shape)
-  rows, ends, plan = mosaic.pack(q, k_end, sizes, chip.block)
   registers = chip.register_weights and interpret is None
-  own = (mosaic.WARPGROUPS, chip.rows)
-  lead = (sizes.batch, sizes.heads, sizes.parts, sizes.rows)
-  kind = q.dtype if sizes.parts == 1 else jnp.dtype(jnp.float32)
-  scratch = {
-    "ring": rings.ring(chip, sizes, q.dtype),
-    "queries": rings.shared((*own, sizes.dim), q.dtype),
-    "sums": rings.shared((*own, sizes.dim), kind),
-    "logs": plgpu.SMEM(own, jnp.float32),
-    "loaded": plgpu.Barrier(num_barriers=mosaic.WARPGROUPS),
-  }
-  if not registers:
-    scratch["weights"] = rings.shared((*own, chip.block), q.dtype)
-  out, lse = plgpu.kernel(
-    functools.partial(_body, chip, sizes),
-    out_type=(
-      jax.ShapeDtypeStruct((*lead, sizes.dim), kind),
-      jax.ShapeDtypeStruct(lead, jnp.float32),
-    ),
-    scratch_types=scratch,
-    grid=sizes.grid,
-    grid_names=rings.GRID,
-    num_threads=mosaic.WARPGROUPS + 1,
-    thread_name=rings.THREADS,
-    compiler_params=plgpu.CompilerParams(approx_math=True),
-    interpret=interpret,
-    kernel_name="range_attention",
-  )(rows, k, v, ends, plan)
-  return mosaic.join(out, lse, sizes, q.dtype)
 
-
-def _body(chip, sizes, q, k, v, ends, plan, out, lse, *, ring, **scratch):
-  part = rings.span(plan, sizes.splits)
-  warpgroup = lax.axis_index(rings.THREADS)
-
-  @pl.when(warpgroup < mosaic.WARPGROUPS)
-  def _():
-    plgpu.set_max_registers(chip.compute_registers, action="increase")
-    own = {
-      name: ref.at[warpgroup] for name, ref in scratch.items()
+  def scratch(sizes: mosaic.Work, kind):
+    own = (mosaic.WARPGROUPS, chip.rows)
+    found = {
+      "queries": block.shared((*own, sizes.dim), q.dtype),
+      "sums": block.shared((*own, sizes.dim), kind),
+      "logs": plgpu.SMEM(own, jnp.float32),
+      "loaded": plgpu.Barrier(num_barriers=mosaic.WARPGROUPS),
     }
-    _compute(chip, sizes, part, q, ends, out, lse, ring, **own)
+    if not registers:
+      found["weights"] = block.shared((*own, chip.block), q.dtype)
+    return found
 
-  @pl.when(warpgroup == mosaic.WARPGROUPS)
-  def _():
-    plgpu.set_max_registers(chip.load_registers, action="decrease")
-    rings.load(ring, k, v, part, block=chip.block, stages=sizes.stages)
+  return block.launch(_compute, scratch, chip, q, k, v, k_end, interpret)
 
 
 def _compute(
-  chip, sizes, part, q, ends, out, lse, ring, queries, sums, logs, loaded,
-  weights=None,
+  sizes, span, place, q, ends, out, lse, ring,
+  queries, sums, logs, loaded, weights=None,
 ):  # fmt: skip
-  """The softmax of 64 rows over the tiles of one warpgroup."""
-  at = rings.place(chip, sizes)
-  plgpu.copy_gmem_to_smem(q.at[at.rows], queries, loaded)
+  """Attends from 64 rows to the tiles of one warpgroup."""
+  mine = lax.axis_index(block.THREADS)
+  queries, sums, logs, loaded = (
+    x.at[mine] for x in (queries, sums, logs, loaded)
+  )
+  weights = None if weights is None else weights.at[mine]
+  rows, keys = queries.shape[0], ring.k.shape[1]
+  plgpu.copy_gmem_to_smem(q.at[place.rows], queries, loaded)
   plgpu.barrier_wait(loaded)
-  limit = plgpu.load(ends.at[at.ends], layout=_ROW, optimized=False)
-  shape = chip.rows, chip.block
+  limit = plgpu.load(ends.at[place.ends], layout=_ROW, optimized=False)
+  shape = rows, keys
   column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_TILE)
 
   def multiply(width, a, b):
@@ -123,23 +93,21 @@ def _compute(
       plgpu.wgmma(acc, a, b)
       return acc[...]
 
-    acc = plgpu.ACC((chip.rows, width), jnp.float32)
+    acc = plgpu.ACC((rows, width), jnp.float32)
     return pl.run_scoped(run, acc)
 
   def step(masked, j, carry):
     acc, peak, total = carry
-    i = at.turn + j * sizes.key_groups
+    i = place.turn + j * sizes.key_groups
     slot = lax.rem(i, sizes.stages)
     plgpu.barrier_wait(ring.k_full.at[slot])
-    scores = multiply(
-      chip.block, queries, ring.k.at[slot].transpose((1, 0))
-    )
+    scores = multiply(keys, queries, ring.k.at[slot].transpose((1, 0)))
     plgpu.barrier_arrive(ring.k_free.at[slot])
     mask = None
     if masked:
-      left = limit - (part.first + i) * chip.block
+      left = limit - (span.first + i) * keys
       mask = column < lax.broadcast_in_dim(left, shape, [0])
-    p, decay, peak, total = rings.softmax(scores, peak, total, sizes.dim, mask)
+    p, decay, peak, total = block.softmax(scores, peak, total, sizes.dim, mask)
     p = p.astype(queries.dtype)
     if weights is not None:
       weights[...] = p
@@ -148,25 +116,29 @@ def _compute(
     plgpu.barrier_wait(ring.v_full.at[slot])
     added = multiply(sizes.dim, p, ring.v.at[slot])
     plgpu.barrier_arrive(ring.v_free.at[slot])
-    return acc * lax.broadcast_in_dim(decay, acc.shape, [0]) + added, peak, total
+    return (
+      acc * lax.broadcast_in_dim(decay, acc.shape, [0]) + added,
+      peak,
+      total,
+    )
 
   full = lambda shape, value, layout: plgpu.layout_cast(
     jnp.full(shape, value, jnp.float32), layout
   )
   carry = (
-    full((chip.rows, sizes.dim), 0.0, _TILE),
-    full((chip.rows,), rings.FLOOR, _ROW),
-    full((chip.rows,), 0.0, _ROW),
+    full((rows, sizes.dim), 0.0, _TILE),
+    full((rows,), block.FLOOR, _ROW),
+    full((rows,), 0.0, _ROW),
   )
-  middle, count = rings.turns(part, at.turn, sizes.key_groups)
+  middle, count = block.turns(span, place.turn, sizes.key_groups)
   carry = lax.fori_loop(0, middle, functools.partial(step, False), carry)
   carry = lax.fori_loop(middle, count, functools.partial(step, True), carry)
   acc, peak, total = carry
   some = jnp.where(total > 0, total, 1.0)
   acc = acc / lax.broadcast_in_dim(some, acc.shape, [0])
   sums[...] = acc.astype(sums.dtype)
-  logs[...] = rings.log_sum(peak, total)
+  logs[...] = block.log_sum(peak, total)
   plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(sums, out.at[at.parts])
-  plgpu.copy_smem_to_gmem(logs, lse.at[at.parts])
+  plgpu.copy_smem_to_gmem(sums, out.at[place.parts])
+  plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
   plgpu.wait_smem_to_gmem(0)

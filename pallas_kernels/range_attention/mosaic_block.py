@@ -1,11 +1,13 @@
-"""What the Mosaic kernels share inside the kernel.
+"""A thread block of the Mosaic kernels: what the chips have in common.
 
-One warpgroup loads tiles of K and V by TMA into a ring in shared memory; the
-others wait for a tile, use it, and hand its slot back.
+One warpgroup loads tiles of K and V by TMA into a ring in shared memory; two
+compute: they wait for a tile, use it, and hand its slot back.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.range_attention import mosaic
 from pallas_kernels.range_attention.config import Chip
 from pallas_kernels.range_attention.mosaic import Work
 
@@ -22,10 +25,84 @@ GRID = ("split", "tile", "head", "batch")
 THREADS = "warpgroup"
 
 
-def shared(shape: tuple[int, ...], dtype):
+def launch(
+  compute: Callable,
+  scratch: Callable,
+  chip: Chip,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  k_end: jax.Array,
+  interpret: plgpu.InterpretGPUParams | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Packs the queries, runs the kernel and joins its partial results.
+
+  Args:
+    compute: what a compute warpgroup does: takes the static sizes, the `Span`,
+      the `Place`, the packed queries and ends, the two outputs, the ring and
+      its scratch.
+    scratch: sizes and dtype of the partial results -> scratch types by name,
+      each with an axis of warpgroups first; barriers have that axis alone.
+    chip: static sizes.
+    q: [B, T, N, H].
+    k: [B, S, K, H].
+    v: [B, S, K, H].
+    k_end: [B, T] int32.
+    interpret: runs the kernel on the CPU.
+
+  Returns:
+    The output and the log-sum-exp; see `api`.
+
+  Raises:
+    ValueError: shapes or dtypes that do not fit each other.
+    NotImplementedError: a call that another implementation can serve.
+  """
+  mosaic.check(q, k, v, k_end)
+  sizes = mosaic.work(chip, q.shape, k.shape)
+  rows, ends, plan = mosaic.pack(q, k_end, sizes, chip.block)
+  lead = (sizes.batch, sizes.heads, sizes.parts, sizes.rows)
+  kind = q.dtype if sizes.parts == 1 else jnp.dtype(jnp.float32)
+  out, lse = plgpu.kernel(
+    functools.partial(_body, compute, chip, sizes),
+    out_type=(
+      jax.ShapeDtypeStruct((*lead, sizes.dim), kind),
+      jax.ShapeDtypeStruct(lead, jnp.float32),
+    ),
+    scratch_types={"ring": _ring(chip, sizes, q.dtype)} | scratch(sizes, kind),
+    grid=(sizes.splits, sizes.tiles, sizes.heads, sizes.batch),
+    grid_names=GRID,
+    num_threads=mosaic.WARPGROUPS + 1,
+    thread_name=THREADS,
+    compiler_params=plgpu.CompilerParams(approx_math=True),
+    interpret=interpret,
+    kernel_name="range_attention",
+  )(rows, k, v, ends, plan)
+  return mosaic.join(out, lse, sizes, q.dtype)
+
+
+def _body(
+  compute, chip, sizes, q, k, v, ends, plan, out, lse, *, ring, **scratch
+):
+  span = _span(plan, sizes.splits)
+  warpgroup = lax.axis_index(THREADS)
+
+  @pl.when(warpgroup < mosaic.WARPGROUPS)
+  def _():
+    plgpu.set_max_registers(chip.compute_registers, action="increase")
+    place = _place(chip, sizes)
+    compute(sizes, span, place, q, ends, out, lse, ring, **scratch)
+
+  @pl.when(warpgroup == mosaic.WARPGROUPS)
+  def _():
+    plgpu.set_max_registers(chip.load_registers, action="decrease")
+    _load(ring, k, v, span, block=chip.block, stages=sizes.stages)
+
+
+def shared(shape: tuple[int, ...], dtype, swizzle: int = 128):
   """Shared memory in the tiles and the swizzle that TMA and MMA work in."""
-  width = 128 // jnp.dtype(dtype).itemsize
-  transforms = plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(128)
+  width = swizzle // jnp.dtype(dtype).itemsize
+  tiling = plgpu.TilingTransform((mosaic.ALIGN, width))
+  transforms = tiling, plgpu.SwizzleTransform(swizzle)
   return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
@@ -53,13 +130,11 @@ class Ring:
   landed: jax.Ref
 
 
-def ring(chip: Chip, sizes: Work, dtype) -> Ring:
+def _ring(chip: Chip, sizes: Work, dtype) -> Ring:
   """The scratch types of a ring."""
   tiles = shared((sizes.stages, chip.block, sizes.dim), dtype)
   full = plgpu.Barrier(num_barriers=sizes.stages)
-  free = plgpu.Barrier(
-    num_arrivals=sizes.row_groups, num_barriers=sizes.stages
-  )
+  free = plgpu.Barrier(num_arrivals=sizes.row_groups, num_barriers=sizes.stages)
   return Ring(tiles, tiles, full, full, free, free, plgpu.Barrier())
 
 
@@ -82,7 +157,7 @@ class Span:
   limit: jax.Array
 
 
-def span(plan, splits: int) -> Span:
+def _span(plan, splits: int) -> Span:
   """Reads the span of this thread block; splits differ by at most one tile."""
   at = lax.axis_index("batch"), lax.axis_index("tile")
   split = lax.axis_index("split")
@@ -109,7 +184,7 @@ class Place:
   turn: jax.Array
 
 
-def place(chip: Chip, sizes: Work) -> Place:
+def _place(chip: Chip, sizes: Work) -> Place:
   """The place of this warpgroup."""
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
   warpgroup = lax.axis_index(THREADS)
@@ -119,23 +194,25 @@ def place(chip: Chip, sizes: Work) -> Place:
   start = lax.axis_index("tile") * sizes.tile + side * chip.rows
   rows = pl.ds(start, chip.rows)
   part = lax.axis_index("split") * sizes.key_groups + turn
-  return Place((batch, head, rows), (batch, rows), (batch, head, part, rows), turn)
+  return Place(
+    (batch, head, rows), (batch, rows), (batch, head, part, rows), turn
+  )
 
 
-def turns(part: Span, turn, key_groups: int) -> tuple[jax.Array, jax.Array]:
+def turns(span: Span, turn, key_groups: int) -> tuple[jax.Array, jax.Array]:
   """How many tiles a warpgroup uses: those without a mask, and all."""
   count = lambda n: lax.div(n - turn + key_groups - 1, key_groups)
-  return count(part.full - part.first), count(part.last - part.first)
+  return count(span.full - span.first), count(span.last - span.first)
 
 
-def load(ring: Ring, keys, values, part: Span, *, block: int, stages: int):
+def _load(ring: Ring, keys, values, span: Span, *, block: int, stages: int):
   """Fills the ring with the tiles of a span, then waits until all are used.
 
   The last tile of a row may hold values beyond its last key. They would meet
   a weight of zero, but zero times NaN is NaN: they are overwritten first.
   """
   batch, head = lax.axis_index("batch"), lax.axis_index("head")
-  dirty = (part.last == part.end) & (lax.rem(part.limit, block) != 0)
+  dirty = (span.last == span.end) & (lax.rem(span.limit, block) != 0)
 
   def wait(i, _=None):
     slot = lax.rem(i, stages)
@@ -145,12 +222,12 @@ def load(ring: Ring, keys, values, part: Span, *, block: int, stages: int):
   def step(i, _):
     slot = lax.rem(i, stages)
     pl.when(i >= stages)(lambda: wait(i))
-    start = (part.first + i) * block
+    start = (span.first + i) * block
     tile = batch, pl.ds(start, block), head
     plgpu.copy_gmem_to_smem(
       keys.at[tile], ring.k.at[slot], ring.k_full.at[slot]
     )
-    clean = (part.first + i + 1 != part.last) | ~dirty
+    clean = (span.first + i + 1 != span.last) | ~dirty
 
     @pl.when(clean)
     def _():
@@ -162,10 +239,10 @@ def load(ring: Ring, keys, values, part: Span, *, block: int, stages: int):
     def _():
       plgpu.copy_gmem_to_smem(values.at[tile], ring.v.at[slot], ring.landed)
       plgpu.barrier_wait(ring.landed)
-      _clear(ring.v.at[slot], part.limit - start)
+      _clear(ring.v.at[slot], span.limit - start)
       plgpu.barrier_arrive(ring.v_full.at[slot])
 
-  count = part.last - part.first
+  count = span.last - span.first
   lax.fori_loop(0, count, step, None)
   lax.fori_loop(lax.max(0, count - stages), count, wait, None)
 
