@@ -58,7 +58,7 @@ def resolve(
       continue
     reason = _refusal(name, found, q_shape, k_shape, dtype, starts)
     if reason is None:
-      _say(name, f"compute capability {found}")
+      _say(name, f"compute capability {found}", logging.INFO)
       return name
     reasons.append(f"{name}: {reason}")
   if implementation is not None:
@@ -66,7 +66,9 @@ def resolve(
       f"implementation={implementation!r} cannot be used: {reason}. Use 'xla',"
       " or None to have one chosen."
     )
-  _say("xla", "; ".join(reasons))
+  # Without a GPU there was no choice: not worth a line.
+  level = logging.DEBUG if found is None else logging.INFO
+  _say("xla", "; ".join(reasons), level)
   return "xla"
 
 
@@ -131,6 +133,7 @@ def _triton_refusal(found: str, q_shape, k_shape, dtype) -> str | None:
 
 
 @functools.cache
-def _say(name: str, reason: str) -> None:
+def _say(name: str, reason: str, level: int) -> None:
   """Logs a choice, once for each reason."""
-  logging.getLogger(__name__).info("range attention by %s (%s)", name, reason)
+  text = "range attention by %s (%s)"
+  logging.getLogger(__name__).log(level, text, name, reason)

@@ -105,13 +105,21 @@ def test_an_old_jax_and_missing_packages_are_said(gpu, monkeypatch):
     pick("triton")
 
 
-def test_a_choice_is_logged_once(caplog):
+@needs_new_jax
+def test_a_choice_on_a_gpu_is_logged_once(gpu, caplog):
   dispatch._say.cache_clear()
   with caplog.at_level(logging.INFO):
+    pick(None)  # Without a GPU there is nothing to tell.
+    gpu("9.0")
     for _ in range(3):
       pick(None)
-  (said,) = [r.message for r in caplog.records if "attention" in r.message]
-  assert said.startswith("range attention by xla (mosaic: it needs an NVIDIA")
+      pick(None, dim=80)
+  assert [r.message for r in caplog.records if "attention" in r.message] == [
+    "range attention by mosaic (compute capability 9.0)",
+    "range attention by xla (mosaic: the head dimension should be one of (64,"
+    " 128), got 80; triton: the head dimension should be one of (16, 32, 64,"
+    " 128), got 80)",
+  ]
 
 
 def test_a_kernel_is_differentiable_through_both_outputs(monkeypatch):
