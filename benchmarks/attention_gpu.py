@@ -110,10 +110,10 @@ def compile_only() -> None:
   for chip in ("h200", "b200"):
     for t, b, s, _ in CALLS:
       f = implementations(toy=True)["ours"]
-      done = aot.compile_for(chip, f, *shapes(t, b, s, 1))
-      temp = done.memory_analysis().temp_size_in_bytes
+      memory = aot.compile_for(chip, f, *shapes(t, b, s, 1)).memory_analysis()
+      temp = memory.temp_size_in_bytes / 2**20 if memory else float("nan")
       print(f"{chip}: T {t}, batch {b}, context {s}: compiles, temporary"
-            f" {temp / 2**20:.1f} MiB", flush=True)  # fmt: skip
+            f" {temp:.1f} MiB", flush=True)  # fmt: skip
 
 
 def main(argv):

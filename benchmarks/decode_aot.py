@@ -73,7 +73,9 @@ def compiled(chip: str, program: Program) -> Compiled:
     seconds = time.perf_counter() - start
     (thunks,) = Path(folder).glob("*.thunk_sequence_after_thunk_passes.txt")
     body = loop_body(thunks.read_text())
-  text, memory = done.as_text(), done.memory_analysis()
+  text, memory = done.as_text() or "", done.memory_analysis()
+  if memory is None:
+    raise SystemExit("the compiler tells nothing of memory")
   return Compiled(
     temp=memory.temp_size_in_bytes,
     aliased=memory.alias_size_in_bytes,

@@ -84,10 +84,12 @@ class Program:
     )
     if self.mode != "linear_spec":
       return Weights(params)
-    wide = model.num_heads * model.head_dim
-    low = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-    drafter = LoraLayer(
-      low((wide, DRAFTER_RANK)), low((DRAFTER_RANK, model.hidden_size))
+    wide, rank = model.num_heads * model.head_dim, DRAFTER_RANK
+    drafter = jax.eval_shape(
+      lambda: LoraLayer(
+        jnp.zeros((wide, rank), jnp.bfloat16),
+        jnp.zeros((rank, model.hidden_size), jnp.bfloat16),
+      )
     )
     return Weights(params, (drafter,) * model.num_layers)
 
