@@ -32,7 +32,7 @@ from benchmarks.programs import Program, on_device, weight_bytes
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.state import Picked, Weights, block_pass
 from nemodiff_jax.nn.config import ModelConfig, preset
-from nemodiff_jax.nn.model import count_params
+from nemodiff_jax.nn.model import count_params, head
 
 PUBLISHED = 5.99  # Tokens per forward of linear_spec, 8B, technical report.
 PASSES = 16
@@ -51,7 +51,8 @@ def pass_seconds(program: Program, weights: Weights) -> float:
   def run(weights, state):
     def one(_, state):
       causal = jnp.ones_like(state.running)
-      logits, state = block_pass(decoder, weights, state, causal)
+      hidden, state = block_pass(decoder, weights, state, causal)
+      logits = head(decoder.module, weights.params, hidden)
       token = jnp.argmax(logits, -1).astype(jnp.int32)
       return dataclasses.replace(state, block=Picked(token))
 
