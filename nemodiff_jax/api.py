@@ -29,9 +29,11 @@ from nemodiff_jax.nn.model import Transformer
 from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
 from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
+from pallas_kernels.range_attention.dispatch import resolve
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZE = 8
+_KEYS = 128  # Positions of a cache are a multiple of these.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +197,7 @@ def load_model(
   attention: str | None = None,
 ) -> Model:
   """Reads the weights of an opened checkpoint; arguments as in `load`."""
+  check_attention(attention, checkpoint.config, dtype)
   dtype = dtype or default_dtype()
   module = Transformer(checkpoint.config, jnp.dtype(dtype))
   check_memory(checkpoint.config, DecodeConfig(), dtype, 1, 1, 1)
@@ -208,6 +211,18 @@ def load_model(
     weights,
     attention,
   )
+
+
+def check_attention(
+  attention: str | None, config: ModelConfig, dtype: str | None = None
+) -> None:
+  """Raises a UserError if attention cannot be computed as asked."""
+  queries = (1, 1, config.num_heads, config.head_dim)
+  keys = (1, _KEYS, config.num_kv_heads, config.head_dim)
+  try:
+    resolve(attention, queries, keys, jnp.dtype(dtype or default_dtype()))
+  except (NotImplementedError, ValueError) as e:
+    raise UserError(f"attention={attention}: {e}") from e
 
 
 def default_dtype() -> str:

@@ -20,7 +20,7 @@ from nemodiff_jax.decode.config import (
 )
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
-from pallas_kernels.range_attention import api as range_attention
+from pallas_kernels.range_attention.dispatch import IMPLEMENTATIONS
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -117,8 +117,9 @@ MAX_LENGTH = flags.DEFINE_integer(
 ATTENTION = flags.DEFINE_enum(
   "attention",
   "auto",
-  ("auto", *range_attention.IMPLEMENTATIONS),
-  "Implementation of attention.",
+  ("auto", *IMPLEMENTATIONS),
+  "Implementation of attention: mosaic on Hopper and Blackwell GPUs, triton on"
+  " others, xla anywhere; auto: the first of these that can serve.",
 )
 DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
@@ -158,20 +159,20 @@ def checkpoint() -> Checkpoint:
 
 def load(opened: Checkpoint) -> api.Model:
   """Reads the weights as --dtype, --lora and --attention say."""
-  return api.load_model(opened, DTYPE.value, LORA.value, attention())
+  return api.load_model(opened, DTYPE.value, LORA.value, attention(opened))
 
 
-def attention() -> str | None:
+def attention(opened: Checkpoint) -> str | None:
   """The implementation to ask for; None: chosen.
 
   Raises:
-    UserError: it cannot run on this machine.
+    UserError: it cannot serve this model on this machine.
   """
   name = None if ATTENTION.value == "auto" else ATTENTION.value
   try:
-    range_attention.resolve(name)
-  except NotImplementedError as e:
-    raise UserError(f"--attention={name}: {e}") from e
+    api.check_attention(name, opened.config, DTYPE.value)
+  except UserError as e:
+    raise UserError(f"--{e}") from e
   return name
 
 
@@ -197,7 +198,9 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
   UserError; 130 for Ctrl-C.
   """
   jax.config.config_with_absl()
-  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+  backends = logging.getLogger("jax._src.xla_bridge")
+  backends.setLevel(logging.WARNING)
+  backends.addFilter(_concerns_this_machine)
 
   def guarded(rest: list[str]) -> int:
     try:
@@ -251,6 +254,12 @@ def keep_compiled_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _concerns_this_machine(record: logging.LogRecord) -> bool:
+  """Whether to show it: a CUDA plugin without a GPU only compiles for one."""
+  gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+  return gpu or "xla_cuda" not in record.getMessage()
 
 
 def _threshold() -> float | Literal["auto"] | None:

@@ -61,8 +61,8 @@ def main() -> int:
   if watched and (file or _OUTPUT.value):
     raise UserError("--stream and --trace need --prompt, without --output.")
   row, size = shared.row_settings(), shared.batch_size()
-  shared.attention()  # Refuses what cannot run here, before anything is read.
   opened = shared.checkpoint()
+  shared.attention(opened)  # Refuses what cannot run before much is read.
   config = shared.run_config(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
   reader = jobs.Reader(opened, row, limit, _CHAT.value, think)
@@ -129,7 +129,9 @@ def _job(
 def _load(opened: Checkpoint, config: DecodeConfig) -> api.Model:
   """The weights; the drafter only where it is used."""
   lora = shared.LORA.value if config.mode == "linear_spec" else "none"
-  return api.load_model(opened, shared.DTYPE.value, lora, shared.attention())
+  return api.load_model(
+    opened, shared.DTYPE.value, lora, shared.attention(opened)
+  )
 
 
 def _if_it_fits(
