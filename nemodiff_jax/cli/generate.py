@@ -61,6 +61,7 @@ def main() -> int:
   shared.attention()  # Refuses what cannot run here, before anything is read.
   opened = shared.checkpoint()
   config = shared.run_config(opened)
+  shared.devices(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
   reader = jobs.Reader(opened, row, limit, _CHAT.value, think)
   if file is not None:
@@ -70,7 +71,7 @@ def main() -> int:
   _check_fit(opened, config, [task], 1)
   if _OUTPUT.value is not None:
     return _job(opened, config, [task], 1, _settings(opened, config, row))
-  model = _load(opened, config)
+  model = shared.load(opened, config.mode == "linear_spec")
   if _TRACE.value:
     return trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
   return _print(model, config, task)
@@ -95,7 +96,7 @@ def _job(
     print(f"{done} done before, {len(tasks)} to do", file=sys.stderr)
   if tasks:
     _check_fit(opened, config, tasks, size)
-    model = _load(opened, config)
+    model = shared.load(opened, config.mode == "linear_spec")
     outputs = api.generate_rows(
       model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
     )
@@ -103,12 +104,6 @@ def _job(
     for task, output in zip(tasks, bar, strict=True):
       writer.result(task, output)
   return 3 if refused else 0
-
-
-def _load(opened: Checkpoint, config: DecodeConfig) -> api.Model:
-  """The weights; the drafter only where it is used."""
-  lora = shared.LORA.value if config.mode == "linear_spec" else "none"
-  return api.load_model(opened, shared.DTYPE.value, lora, shared.attention())
 
 
 def _if_it_fits(
@@ -136,6 +131,8 @@ def _check_fit(
     min(size, len(tasks)),
     max(len(t.prompt) for t in tasks),
     max(t.row.max_new_tokens for t in tasks),
+    scheme=shared.QUANTIZE.value,
+    devices=shared.devices(opened),
   )
 
 
@@ -178,6 +175,7 @@ def _settings(
     "stop": list(row.stop),
     "lora": shared.LORA.value,
     "dtype": shared.DTYPE.value or api.default_dtype(),
+    "quantize": shared.QUANTIZE.value,
     "chat": _CHAT.value,
     "enable_thinking": shared.ENABLE_THINKING.value,
     "prompt": _PROMPT.value,

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from checkpoints_convert import names
 from nemodiff_jax.errors import UserError
@@ -19,6 +21,8 @@ from nemodiff_jax.io.tensors import open_tensors
 from nemodiff_jax.nn.config import ModelConfig, from_hf
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
+from nemodiff_jax.nn.quantize import quantize_kernel
+from nemodiff_jax.nn.sharding import shard_lora, spec
 from nemodiff_jax.text.chat import ChatTemplate, load_template
 from nemodiff_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -39,8 +43,16 @@ class Checkpoint:
   tokenizer: Tokenizer | None
   template: ChatTemplate | None
 
-  def load_params(self, dtype=jnp.float32) -> Params:
+  def load_params(
+    self, dtype=jnp.float32, scheme: str = "none", mesh: Mesh | None = None
+  ) -> Params:
     """Reads the weights tensor by tensor into `dtype`.
+
+    Args:
+      dtype: of what is not quantised.
+      scheme: 'none' or 'int8', one of `nn.quantize.SCHEMES`.
+      mesh: each of its devices gets its own part of every tensor, and no
+        more; None: one device.
 
     Raises:
       UserError: a tensor that is missing, unknown, of another shape, or not
@@ -57,9 +69,11 @@ class Checkpoint:
           f" {shape} by config.json, got {found}."
         )
     params: Params = {}
-    for source, value in tensors.read(list(wanted)):
+    for source, value in tensors.read(list(wanted), sliced=mesh is not None):
       tensor = table[wanted[source]]
-      array, finite = _place(value, tensor.transposed, jnp.dtype(dtype))
+      if mesh is not None:
+        value = _spread(value, tensor, mesh)
+      leaves, finite = _place(value, tensor, jnp.dtype(dtype), scheme, mesh)
       if not finite:
         raise UserError(
           f"{tensors.files[source]}: tensor {source!r} holds NaN or Inf"
@@ -68,11 +82,14 @@ class Checkpoint:
       node = params
       for key in tensor.path[:-1]:
         node = node.setdefault(key, {})
-      node[tensor.path[-1]] = array
+      node.update(leaves)
     return params
 
   def load_lora(
-    self, folder: str | None = None, dtype=jnp.float32
+    self,
+    folder: str | None = None,
+    dtype=jnp.float32,
+    mesh: Mesh | None = None,
   ) -> tuple[LoraLayer, ...] | None:
     """Reads the drafter.
 
@@ -80,13 +97,15 @@ class Checkpoint:
       folder: a PEFT folder; 'none' for no drafter; None for the checkpoint's
         own linear_spec_lora/, if it has one.
       dtype: of the result.
+      mesh: the devices that share the model; None: one device.
     """
     if folder == "none":
       return None
     own = self.folder / LORA_FOLDER
     if folder is None and not own.exists():
       return None
-    return load_lora(Path(folder) if folder else own, self.config, dtype)
+    lora = load_lora(Path(folder) if folder else own, self.config, dtype)
+    return lora if mesh is None else shard_lora(lora, mesh)
 
 
 def open_checkpoint(name: str | None) -> Checkpoint:
@@ -167,15 +186,42 @@ def _match(
   return wanted
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _convert(value, transposed: bool, dtype):
+def _spread(value: Any, tensor: names.Tensor, mesh: Mesh) -> jax.Array:
+  """Reads each device's slice of a tensor, still in the checkpoint's layout."""
+  split = spec(tensor.path)
+  axes = [*split, *[None] * (len(tensor.shape) - len(split))]
+  where = NamedSharding(mesh, P(*axes[:: -1 if tensor.transposed else 1]))
+  return jax.make_array_from_callback(
+    tensor.shape, where, lambda index: value[index]
+  )
+
+
+def _place(
+  value: Any, tensor: names.Tensor, dtype, scheme: str, mesh: Mesh | None
+) -> tuple[dict[str, jax.Array], bool]:
+  """The leaves that hold a tensor in the tree, and whether it is finite."""
+  name = tensor.path[-1]
+  int8 = scheme == "int8" and name == "kernel"
+  leaves = ("kernel", "scale") if int8 else (name,)
+  splits = mesh and tuple(
+    NamedSharding(mesh, spec((*tensor.path[:-1], leaf))) for leaf in leaves
+  )
+  arrays, finite = _convert(value, tensor.transposed, dtype, int8, splits)
+  return dict(zip(leaves, arrays, strict=True)), bool(finite)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _convert(value, transposed: bool, dtype, int8: bool, splits):
+  finite = jnp.isfinite(value).all()
   value = value.T if transposed else value
-  return value.astype(dtype), jnp.isfinite(value).all()
-
-
-def _place(value: Any, transposed: bool, dtype) -> tuple[jax.Array, bool]:
-  array, finite = _convert(value, transposed, dtype)
-  return array, bool(finite)
+  if int8:
+    quantized = quantize_kernel(value)
+    arrays = (quantized["kernel"], quantized["scale"])
+  else:
+    arrays = (value.astype(dtype),)
+  if splits is not None:
+    arrays = tuple(map(jax.lax.with_sharding_constraint, arrays, splits))
+  return arrays, finite
 
 
 def _first_bad(value: Any) -> str:

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nemodiff_jax.errors import UserError
@@ -29,8 +29,12 @@ class TensorFolder:
     with _open(self.files[name]) as file:
       return tuple(file.get_slice(name).get_shape())
 
-  def read(self, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+  def read(
+    self, names: list[str], sliced: bool = False
+  ) -> Iterator[tuple[str, Any]]:
     """Yields the named tensors, file by file, one in memory at a time.
+
+    As arrays; with `sliced` as what can be indexed, and only then is read.
 
     Raises:
       UserError: a file that cannot be read, or a tensor that is not float.
@@ -40,13 +44,14 @@ class TensorFolder:
         for name in names:
           if self.files[name] != path:
             continue
-          dtype = file.get_slice(name).get_dtype()
+          lazy = file.get_slice(name)
+          dtype = lazy.get_dtype()
           if dtype not in FLOATS:
             raise UserError(
               f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got"
               f" {dtype}; quantised checkpoints are not supported."
             )
-          yield name, file.get_tensor(name)
+          yield name, lazy if sliced else file.get_tensor(name)
 
 
 def open_tensors(folder: Path) -> TensorFolder:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from nemodiff_jax.nn.attention import Attend, Attention, CachedPass
@@ -12,6 +13,7 @@ from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.layers import Linear, RMSNorm, Rotary, SwiGLU, rotary
 from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.sharding import gather, heads_apart
 
 Params = dict[str, Any]
 
@@ -49,10 +51,16 @@ class Transformer(nn.Module):
 
   Logits of a causal pass at position p predict p + 1; logits of a mask at
   position p in a bidirectional pass predict p.
+
+  Attributes:
+    config: the architecture.
+    dtype: of embedding, activations and cache.
+    mesh: the devices that share the heads; None: one device.
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
+  mesh: Mesh | None = None
 
   def setup(self):
     """Declares the parameters."""
@@ -121,11 +129,14 @@ def cached_pass(
   lora_rows: Bool[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """Writes the tokens' keys and values, attends, and returns hidden states."""
+  attend, mesh = where.attend, module.mesh
+  if mesh is not None:
+    attend = heads_apart(CachedPass.attend, where, mesh)
   hidden, memory = module.apply(
     {"params": params},
     tokens,
     where.positions,
-    where.attend,
+    attend,
     tuple(zip(cache.k, cache.v, strict=True)),
     lora,
     lora_rows,
@@ -139,7 +150,7 @@ def head(
 ) -> Float[Array, "*rows V"]:
   """Float32 logits."""
   logits: Any = module.apply({"params": params}, hidden, method="logits")
-  return logits
+  return gather(logits, module.mesh)
 
 
 def count_params(params: Params) -> int:
