@@ -11,8 +11,7 @@ from nemodiff_jax.decode.config import DecodeConfig
 from nemodiff_jax.decode.generate import cache_capacity, largest_pass
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
-from nemodiff_jax.nn.model import init_params
-from nemodiff_jax.nn.quantize import quantize
+from nemodiff_jax.nn.model import abstract_params
 from pallas_kernels.range_attention.reference import CHUNK
 
 _GIB = 2**30
@@ -170,10 +169,5 @@ def free_memory() -> int | None:
 @functools.cache
 def param_bytes(model: ModelConfig, dtype, scheme: str = "none") -> int:
   """Bytes of the parameters of a model of this config."""
-
-  def build(key):
-    params = init_params(model, key, dtype)
-    return quantize(params) if scheme == "int8" else params
-
-  shapes = jax.eval_shape(build, jax.random.key(0))
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  shapes = jax.tree.leaves(abstract_params(model, dtype, scheme))
+  return sum(x.size * x.dtype.itemsize for x in shapes)

@@ -13,6 +13,7 @@ from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.layers import Linear, RMSNorm, Rotary, SwiGLU, rotary
 from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.quantize import quantize
 from nemodiff_jax.nn.sharding import gather, heads_apart
 
 Params = dict[str, Any]
@@ -87,7 +88,7 @@ class Transformer(nn.Module):
     lora_rows: Bool[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
     """Runs every layer; `memory` holds one entry per layer for `attend`."""
-    x = self.embed_tokens(tokens)
+    x = gather(self.embed_tokens(tokens), self.mesh)
     rope = rotary(self.config, positions)
     kept = []
     for i, layer in enumerate(self.layers):
@@ -113,10 +114,22 @@ class Transformer(nn.Module):
 
 
 def init_params(config: ModelConfig, key: Array, dtype=jnp.float32) -> Params:
-  """Random parameters, and by `jax.eval_shape` the shapes of any size."""
+  """Random parameters."""
   module = Transformer(config, dtype)
   tokens = jnp.zeros((1, 1), jnp.int32)
   return dict(module.init(key, tokens, method="init_all")["params"])
+
+
+def abstract_params(
+  config: ModelConfig, dtype=jnp.float32, scheme: str = "none"
+) -> Params:
+  """Shapes and dtypes of the parameters of a model of any size."""
+
+  def build(key):
+    params = init_params(config, key, dtype)
+    return quantize(params) if scheme == "int8" else params
+
+  return jax.eval_shape(build, jax.random.key(0))
 
 
 def cached_pass(

@@ -1,9 +1,10 @@
 """One decoder over several devices: tensor parallelism, by one table.
 
-Each device holds K / n key heads with their queries, 1 / n of the SwiGLU and
-of the vocabulary. A layer ends its two halves with one all-reduce each; a pass
-begins with one (rows of the embedding) and gathers its logits, so that what
-comes after the head runs on every device alike.
+Each of n devices holds K / n key heads with their queries and cache, 1 / n of
+the SwiGLU, of the head's vocabulary and of the embedding's width. A layer ends
+its two halves with one all-reduce each; a pass gathers its embeddings at the
+start and its logits at the end, so that what comes after the head runs on every
+device alike. A drafter adds one small all-reduce per layer to a draft.
 """
 
 import functools
@@ -20,7 +21,8 @@ from nemodiff_jax.nn.config import ModelConfig
 
 AXIS = "tensor"
 HEADS = P(None, None, AXIS)  # [B, T or S, heads, H]
-# The axis of each [in, out] kernel (or [V, D] table) that is split.
+# The axis of each [in, out] kernel (or [V, D] table) that is split. The table
+# is not split by rows: XLA would gather all of it to look up a single token.
 _SPLIT = {
   "q_proj": 1,
   "k_proj": 1,
@@ -29,9 +31,10 @@ _SPLIT = {
   "gate_proj": 1,
   "up_proj": 1,
   "down_proj": 0,
-  "embed_tokens": 0,
+  "embed_tokens": 1,
   "diffusion_head": 1,
 }
+_DIVIDED = ("num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")
 
 
 def make_mesh(text: str, config: ModelConfig) -> Mesh:
@@ -50,7 +53,7 @@ def make_mesh(text: str, config: ModelConfig) -> Mesh:
       f"mesh {text!r} needs {count} devices, found {len(devices)}"
       f" ({devices[0].device_kind})."
     )
-  for field in ("num_kv_heads", "intermediate_size", "vocab_size"):
+  for field in _DIVIDED:
     value = getattr(config, field)
     if value % count:
       raise UserError(
