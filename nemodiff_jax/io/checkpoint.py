@@ -15,7 +15,8 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
-from nemodiff_jax.io.tensors import open_tensors
+from nemodiff_jax.io.orbax import OrbaxTensors, is_orbax
+from nemodiff_jax.io.tensors import TensorFolder, open_tensors
 from nemodiff_jax.nn.config import ModelConfig, from_hf
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
@@ -39,15 +40,19 @@ class Checkpoint:
   tokenizer: Tokenizer | None
   template: ChatTemplate | None
 
-  def load_params(self, dtype=jnp.float32) -> Params:
-    """Reads the weights tensor by tensor into `dtype`.
+  def match_tensors(self) -> tuple[TensorFolder | OrbaxTensors, dict[str, str]]:
+    """The folder's tensors, and the released names of those of the model.
 
     Raises:
-      UserError: a tensor that is missing, unknown, of another shape, or not
-        finite; a file that is missing or cut short.
+      UserError: a tensor that is missing, unknown or of another shape; a file
+        that is missing or cut short.
     """
-    tensors = open_tensors(self.folder)
     table = tensor_table(self.config)
+    tensors = (
+      OrbaxTensors(self.folder, table)
+      if is_orbax(self.folder)
+      else open_tensors(self.folder)
+    )
     wanted = _match(self.folder, list(tensors.files), table)
     for source, name in wanted.items():
       found, shape = tensors.shape(source), table[name].shape
@@ -56,6 +61,17 @@ class Checkpoint:
           f"{tensors.files[source]}: tensor {source!r} should have shape"
           f" {shape} by config.json, got {found}."
         )
+    return tensors, wanted
+
+  def load_params(self, dtype=jnp.float32) -> Params:
+    """Reads the weights tensor by tensor into `dtype`.
+
+    Raises:
+      UserError: a tensor that is missing, unknown, of another shape, or not
+        finite; a file that is missing or cut short.
+    """
+    tensors, wanted = self.match_tensors()
+    table = tensor_table(self.config)
     params: Params = {}
     for source, value in tensors.read(list(wanted)):
       tensor = table[wanted[source]]

@@ -4,12 +4,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nemodiff_jax.errors import UserError
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -29,6 +35,16 @@ class TensorFolder:
     with _open(self.files[name]) as file:
       return tuple(file.get_slice(name).get_shape())
 
+  def dtype(self, name: str) -> np.dtype:
+    """Dtype of a tensor, from the header.
+
+    Raises:
+      UserError: it is not float.
+    """
+    path = self.files[name]
+    with _open(path) as file:
+      return _float(path, name, file.get_slice(name).get_dtype())
+
   def read(self, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the named tensors, file by file, one in memory at a time.
 
@@ -40,12 +56,7 @@ class TensorFolder:
         for name in names:
           if self.files[name] != path:
             continue
-          dtype = file.get_slice(name).get_dtype()
-          if dtype not in FLOATS:
-            raise UserError(
-              f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got"
-              f" {dtype}; quantised checkpoints are not supported."
-            )
+          _float(path, name, file.get_slice(name).get_dtype())
           yield name, file.get_tensor(name)
 
 
@@ -81,6 +92,15 @@ def open_tensors(folder: Path) -> TensorFolder:
         f"{path}: tensor {name!r} should be here by {INDEX}, but is not."
       )
   return TensorFolder(files)
+
+
+def _float(path: Path, name: str, dtype: str) -> np.dtype:
+  if dtype not in FLOATS:
+    raise UserError(
+      f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got {dtype};"
+      " quantised checkpoints are not supported."
+    )
+  return FLOATS[dtype]
 
 
 def _inside(folder: Path, file: str) -> Path:
