@@ -207,9 +207,10 @@ def load_model(
   dtype, config = dtype or default_dtype(), checkpoint.config
   check_scheme(quantize)
   devices = None if mesh is None else make_mesh(mesh, config)
+  scheme = checkpoint.loaded_scheme(quantize)
   count = devices.size if devices else 1
   check_memory(
-    config, DecodeConfig(), dtype, 1, 1, 1, scheme=quantize, devices=count
+    config, DecodeConfig(), dtype, 1, 1, 1, scheme=scheme, devices=count
   )
   module = Transformer(config, jnp.dtype(dtype), devices)
   drafter = checkpoint.load_lora(lora, dtype, devices)

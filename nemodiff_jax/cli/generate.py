@@ -131,7 +131,7 @@ def _check_fit(
     min(size, len(tasks)),
     max(len(t.prompt) for t in tasks),
     max(t.row.max_new_tokens for t in tasks),
-    scheme=shared.QUANTIZE.value,
+    scheme=opened.loaded_scheme(shared.QUANTIZE.value),
     devices=shared.devices(opened),
   )
 

@@ -17,11 +17,12 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
-from nemodiff_jax.io.tensors import open_tensors
+from nemodiff_jax.io.orbax import OrbaxTensors, is_orbax
+from nemodiff_jax.io.tensors import TensorFolder, open_tensors
 from nemodiff_jax.nn.config import ModelConfig, from_hf
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
-from nemodiff_jax.nn.quantize import quantize_kernel
+from nemodiff_jax.nn.quantize import quantize_kernel, stored_scheme
 from nemodiff_jax.nn.sharding import shard_lora, spec
 from nemodiff_jax.text.chat import ChatTemplate, load_template
 from nemodiff_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -36,30 +37,38 @@ class Checkpoint:
     config: from config.json.
     tokenizer: None where the folder has none; token ids still work.
     template: for conversations; None where the folder has none.
+    scheme: how its tensors are quantised, one of `nn.quantize.SCHEMES`.
   """
 
   folder: Path
   config: ModelConfig
   tokenizer: Tokenizer | None
   template: ChatTemplate | None
+  scheme: str = "none"
 
-  def load_params(
-    self, dtype=jnp.float32, scheme: str = "none", mesh: Mesh | None = None
-  ) -> Params:
-    """Reads the weights tensor by tensor into `dtype`.
+  @property
+  def table(self) -> dict[str, names.Tensor]:
+    """Every tensor of the model, by released name."""
+    table = tensor_table(self.config)
+    return table if self.scheme == "none" else names.with_scales(table)
 
-    Args:
-      dtype: of what is not quantised.
-      scheme: 'none' or 'int8', one of `nn.quantize.SCHEMES`.
-      mesh: each of its devices gets its own part of every tensor, and no
-        more; None: one device.
+  def loaded_scheme(self, scheme: str) -> str:
+    """How parameters are held that are loaded with `scheme`."""
+    return scheme if self.scheme == "none" else self.scheme
+
+  def match_tensors(self) -> tuple[TensorFolder | OrbaxTensors, dict[str, str]]:
+    """The folder's tensors, and the released names of those of the model.
 
     Raises:
-      UserError: a tensor that is missing, unknown, of another shape, or not
-        finite; a file that is missing or cut short.
+      UserError: a tensor that is missing, unknown or of another shape; a file
+        that is missing or cut short.
     """
-    tensors = open_tensors(self.folder)
-    table = tensor_table(self.config)
+    table = self.table
+    tensors = (
+      OrbaxTensors(self.folder, table)
+      if is_orbax(self.folder)
+      else open_tensors(self.folder)
+    )
     wanted = _match(self.folder, list(tensors.files), table)
     for source, name in wanted.items():
       found, shape = tensors.shape(source), table[name].shape
@@ -68,12 +77,36 @@ class Checkpoint:
           f"{tensors.files[source]}: tensor {source!r} should have shape"
           f" {shape} by config.json, got {found}."
         )
+    return tensors, wanted
+
+  def load_params(
+    self, dtype=jnp.float32, scheme: str = "none", mesh: Mesh | None = None
+  ) -> Params:
+    """Reads the weights tensor by tensor into `dtype`.
+
+    Args:
+      dtype: of what is not quantised.
+      scheme: 'none' or 'int8', one of `nn.quantize.SCHEMES`; what is stored
+        in int8 stays so.
+      mesh: each of its devices gets its own part of every tensor, and no
+        more; None: one device.
+
+    Raises:
+      UserError: a tensor that is missing, unknown, of another shape, or not
+        finite; a file that is missing or cut short.
+    """
+    tensors, wanted = self.match_tensors()
+    table = self.table
     params: Params = {}
     for source, value in tensors.read(list(wanted), sliced=mesh is not None):
       tensor = table[wanted[source]]
       if mesh is not None:
         value = _spread(value, tensor, mesh)
-      leaves, finite = _place(value, tensor, jnp.dtype(dtype), scheme, mesh)
+      to = jnp.dtype(dtype)
+      if self.scheme != "none" and tensor.path[-1] in ("kernel", "scale"):
+        to = tensors.dtype(source)  # As stored.
+      int8 = scheme == "int8" and self.scheme == "none"
+      leaves, finite = _place(value, tensor, to, int8, mesh)
       if not finite:
         raise UserError(
           f"{tensors.files[source]}: tensor {source!r} holds NaN or Inf"
@@ -137,7 +170,11 @@ def open_checkpoint(name: str | None) -> Checkpoint:
   except (TypeError, AttributeError, ValueError) as e:
     raise UserError(f"{path}: a value is of the wrong type ({e}).") from e
   return Checkpoint(
-    folder, config, load_tokenizer(folder), load_template(folder)
+    folder,
+    config,
+    load_tokenizer(folder),
+    load_template(folder),
+    stored_scheme(given),
   )
 
 
@@ -197,11 +234,11 @@ def _spread(value: Any, tensor: names.Tensor, mesh: Mesh) -> jax.Array:
 
 
 def _place(
-  value: Any, tensor: names.Tensor, dtype, scheme: str, mesh: Mesh | None
+  value: Any, tensor: names.Tensor, dtype, int8: bool, mesh: Mesh | None
 ) -> tuple[dict[str, jax.Array], bool]:
   """The leaves that hold a tensor in the tree, and whether it is finite."""
   name = tensor.path[-1]
-  int8 = scheme == "int8" and name == "kernel"
+  int8 = int8 and name == "kernel"
   leaves = ("kernel", "scale") if int8 else (name,)
   splits = mesh and tuple(
     NamedSharding(mesh, spec((*tensor.path[:-1], leaf))) for leaf in leaves

@@ -5,11 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nemodiff_jax.errors import UserError
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -29,6 +36,15 @@ class TensorFolder:
     with _open(self.files[name]) as file:
       return tuple(file.get_slice(name).get_shape())
 
+  def dtype(self, name: str) -> np.dtype:
+    """Dtype of a tensor, from the header.
+
+    Raises:
+      UserError: it is neither float nor int8 with a scale.
+    """
+    with _open(self.files[name]) as file:
+      return self._dtype(name, file.get_slice(name).get_dtype())
+
   def read(
     self, names: list[str], sliced: bool = False
   ) -> Iterator[tuple[str, Any]]:
@@ -45,13 +61,19 @@ class TensorFolder:
           if self.files[name] != path:
             continue
           lazy = file.get_slice(name)
-          dtype = lazy.get_dtype()
-          if dtype not in FLOATS:
-            raise UserError(
-              f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got"
-              f" {dtype}; quantised checkpoints are not supported."
-            )
+          self._dtype(name, lazy.get_dtype())
           yield name, lazy if sliced else file.get_tensor(name)
+
+  def _dtype(self, name: str, kind: str) -> np.dtype:
+    if kind == "I8" and f"{name}_scale" in self.files:
+      return np.dtype(np.int8)
+    if kind not in FLOATS:
+      raise UserError(
+        f"{self.files[name]}: tensor {name!r} should be one of"
+        f" {sorted(FLOATS)}, got {kind}; such quantised checkpoints are not"
+        " supported."
+      )
+    return FLOATS[kind]
 
 
 def open_tensors(folder: Path) -> TensorFolder:

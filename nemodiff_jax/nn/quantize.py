@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from nemodiff_jax.errors import UserError
 
 SCHEMES = ("none", "int8")
+MARK = {"quant_method": "nemodiff_int8"}  # quantization_config in config.json.
 _LARGEST = 127
 
 
@@ -53,3 +54,8 @@ def quantize(params: dict[str, Any]) -> dict[str, Any]:
 def scheme_of(params: dict[str, Any]) -> str:
   """How a model's parameters are quantised, one of SCHEMES."""
   return "int8" if "scale" in params["layers_0"]["mlp"]["up_proj"] else "none"
+
+
+def stored_scheme(config: dict[str, Any]) -> str:
+  """How the tensors of a folder are quantised, by its config.json."""
+  return "int8" if config.get("quantization_config") == MARK else "none"
