@@ -27,6 +27,8 @@ from nemodiff_jax.nn.sharding import shard_lora, spec
 from nemodiff_jax.text.chat import ChatTemplate, load_template
 from nemodiff_jax.text.tokenizer import Tokenizer, load_tokenizer
 
+_AS_STORED = {"kernel": "int8", "scale": "float32"}  # In an int8 folder.
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -103,8 +105,13 @@ class Checkpoint:
       if mesh is not None:
         value = _spread(value, tensor, mesh)
       to = jnp.dtype(dtype)
-      if self.scheme != "none" and tensor.path[-1] in ("kernel", "scale"):
-        to = tensors.dtype(source)  # As stored.
+      if self.scheme != "none" and tensor.path[-1] in _AS_STORED:
+        to = jnp.dtype(_AS_STORED[tensor.path[-1]])
+        if tensors.dtype(source) != to:
+          raise UserError(
+            f"{tensors.files[source]}: tensor {source!r} should be {to} by"
+            f" config.json, got {tensors.dtype(source)}."
+          )
       int8 = scheme == "int8" and self.scheme == "none"
       leaves, finite = _place(value, tensor, to, int8, mesh)
       if not finite:
