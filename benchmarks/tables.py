@@ -1,0 +1,96 @@
+"""Tables of memory: weights, cache, and the peak of a decode on an H200.
+
+    JAX_PLATFORMS=cpu .venv/bin/python benchmarks/tables.py [--sizes=3b,8b,14b]
+
+Nothing runs: each decoding loop is compiled ahead of time for the chip, and
+the peak is what XLA plans for it: arguments, results and temporaries, batch 1
+with a cache of about 4k positions. A card fits a decode if the peak is at most
+0.92 of its memory. Needs the extra `aot` (Python 3.12, Linux).
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from nemodiff_jax.decode import driver
+from nemodiff_jax.decode.abstract import abstract_decode
+from nemodiff_jax.decode.config import decode_config
+from nemodiff_jax.decode.memory import param_bytes
+from nemodiff_jax.nn.config import ModelConfig, preset
+from nemodiff_jax.nn.model import Transformer
+from nemodiff_jax.nn.sharding import AXIS
+from pallas_kernels import aot
+
+_SIZES = flags.DEFINE_list("sizes", ["3b", "8b", "14b"], "Presets.")
+_MODES = flags.DEFINE_list(
+  "modes", ["ar", "linear_spec", "quadratic_spec"], "To compile."
+)
+_DEVICES = flags.DEFINE_list("devices", ["1", "2"], "Chips that share a model.")
+_ATTENTION = flags.DEFINE_string("attention", None, "Implementation.")
+CARDS = (24, 48, 80, 141, 192)  # GB
+USABLE = 0.92  # The rest is the driver's, the context's and fragments.
+PROMPT, NEW = 3840, 128
+DTYPE = jnp.dtype("bfloat16")
+
+
+def peak(config: ModelConfig, mode: str, scheme: str, devices: int) -> int:
+  """Bytes on each chip while the loop runs."""
+  mesh = aot.make_mesh("h200", (devices,), (AXIS,)) if devices > 1 else None
+  module = Transformer(config, DTYPE, mesh)
+  args = abstract_decode(
+    module,
+    decode_config(config, mode),
+    prompt=PROMPT,
+    max_new_tokens=NEW,
+    scheme=scheme,
+    attention=_ATTENTION.value,
+  )
+  done = aot.compile_for("h200", driver.run, *args, mesh=mesh)
+  memory = done.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
+
+
+def card(needed: float) -> str:
+  """The smallest card, in GB, that holds so many bytes."""
+  return next((f"{c}" for c in CARDS if needed <= USABLE * c * 1e9), "none")
+
+
+def main(_) -> None:
+  print(
+    f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, ahead of time for an"
+    f" H200, bfloat16 cache, batch 1, {PROMPT} + {NEW} positions; GB = 1e9"
+    " bytes\n"
+  )
+  modes = _MODES.value
+  print(
+    "| size | weights | GB | cache per 1k tokens, MB | chips | "
+    + " | ".join(f"peak of {mode}, GB" for mode in modes)
+    + " | smallest card, GB |"
+  )
+  print("|---" * (6 + len(modes)) + "|")
+  for size in _SIZES.value:
+    config = preset(size)
+    positions = config.num_layers * config.num_kv_heads * config.head_dim
+    cache = 1000 * 2 * positions * DTYPE.itemsize
+    for scheme, name in (("none", "bf16"), ("int8", "int8")):
+      for devices in map(int, _DEVICES.value):
+        weights = param_bytes(config, DTYPE, scheme) / devices
+        peaks = [peak(config, mode, scheme, devices) for mode in modes]
+        cells = " | ".join(f"{p / 1e9:.2f}" for p in peaks)
+        print(
+          f"| {size.upper()} | {name} | {weights / 1e9:.2f} |"
+          f" {cache / devices / 1e6:.0f} | {devices} | {cells} |"
+          f" {card(max(peaks))} |",
+          flush=True,
+        )
+
+
+if __name__ == "__main__":
+  app.run(main)
