@@ -31,9 +31,11 @@ from nemodiff_jax.nn.sharding import make_mesh
 from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
 from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
+from pallas_kernels.range_attention.dispatch import resolve
 
 DTYPES = ("float32", "bfloat16")
 BATCH_SIZE = 8
+_KEYS = 128  # Positions of a cache are a multiple of these.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,7 @@ def load_model(
   mesh: str | None = None,
 ) -> Model:
   """Reads the weights of an opened checkpoint; arguments as in `load`."""
+  check_attention(attention, checkpoint.config, dtype)
   dtype, config = dtype or default_dtype(), checkpoint.config
   check_scheme(quantize)
   devices = None if mesh is None else make_mesh(mesh, config)
@@ -224,6 +227,18 @@ def load_model(
     weights,
     attention,
   )
+
+
+def check_attention(
+  attention: str | None, config: ModelConfig, dtype: str | None = None
+) -> None:
+  """Raises a UserError if attention cannot be computed as asked."""
+  queries = (1, 1, config.num_heads, config.head_dim)
+  keys = (1, _KEYS, config.num_kv_heads, config.head_dim)
+  try:
+    resolve(attention, queries, keys, jnp.dtype(dtype or default_dtype()))
+  except (NotImplementedError, ValueError) as e:
+    raise UserError(f"attention={attention}: {e}") from e
 
 
 def default_dtype() -> str:

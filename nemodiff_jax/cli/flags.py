@@ -22,7 +22,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
 from nemodiff_jax.nn.quantize import SCHEMES
 from nemodiff_jax.nn.sharding import make_mesh
-from pallas_kernels.range_attention import api as range_attention
+from pallas_kernels.range_attention.dispatch import IMPLEMENTATIONS
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -131,8 +131,9 @@ MAX_LENGTH = flags.DEFINE_integer(
 ATTENTION = flags.DEFINE_enum(
   "attention",
   "auto",
-  ("auto", *range_attention.IMPLEMENTATIONS),
-  "Implementation of attention.",
+  ("auto", *IMPLEMENTATIONS),
+  "Implementation of attention: mosaic on Hopper and Blackwell GPUs, triton on"
+  " others, xla anywhere; auto: the first of these that can serve.",
 )
 DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
@@ -176,7 +177,7 @@ def load(opened: Checkpoint, drafter: bool = True) -> api.Model:
     opened,
     DTYPE.value,
     LORA.value if drafter else "none",
-    attention(),
+    attention(opened),
     QUANTIZE.value,
     MESH.value,
   )
@@ -191,17 +192,17 @@ def devices(opened: Checkpoint) -> int:
   return make_mesh(MESH.value, opened.config).size if MESH.value else 1
 
 
-def attention() -> str | None:
+def attention(opened: Checkpoint) -> str | None:
   """The implementation to ask for; None: chosen.
 
   Raises:
-    UserError: it cannot run on this machine.
+    UserError: it cannot serve this model on this machine.
   """
   name = None if ATTENTION.value == "auto" else ATTENTION.value
   try:
-    range_attention.resolve(name)
-  except NotImplementedError as e:
-    raise UserError(f"--attention={name}: {e}") from e
+    api.check_attention(name, opened.config, DTYPE.value)
+  except UserError as e:
+    raise UserError(f"--{e}") from e
   return name
 
 
@@ -227,7 +228,9 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
   UserError; 130 for Ctrl-C.
   """
   jax.config.config_with_absl()
-  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+  backends = logging.getLogger("jax._src.xla_bridge")
+  backends.setLevel(logging.WARNING)
+  backends.addFilter(_concerns_this_machine)
 
   def guarded(rest: list[str]) -> int:
     try:
@@ -268,6 +271,12 @@ def keep_compiled_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _concerns_this_machine(record: logging.LogRecord) -> bool:
+  """Whether to show it: a CUDA plugin without a GPU only compiles for one."""
+  gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+  return gpu or "xla_cuda" not in record.getMessage()
 
 
 def _threshold() -> float | Literal["auto"] | None:

@@ -58,8 +58,8 @@ def main() -> int:
   if watched and (file or _OUTPUT.value):
     raise UserError("--stream and --trace need --prompt, without --output.")
   row, size = shared.row_settings(), shared.batch_size()
-  shared.attention()  # Refuses what cannot run here, before anything is read.
   opened = shared.checkpoint()
+  shared.attention(opened)  # Refuses what cannot run before much is read.
   config = shared.run_config(opened)
   shared.devices(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value

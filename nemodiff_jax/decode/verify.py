@@ -29,7 +29,9 @@ def accept(
   never = jnp.full((batch, 1), -1, drafts.dtype)  # Nothing follows the last.
   following = jnp.concatenate([drafts[:, 1:], never], 1)
   start = (jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32))
-  (_, count), _ = lax.scan(slot, start, (verified.T, following.T))
+  # Unrolled: a loop on the device would cut the pass's CUDA graph in two.
+  slots = (verified.T, following.T)
+  (_, count), _ = lax.scan(slot, start, slots, unroll=True)
   return count
 
 

@@ -1,11 +1,12 @@
-"""Checks the arguments of range attention and picks the implementation."""
+"""Range attention: checks the arguments and runs an implementation."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.range_attention import reference
-
-IMPLEMENTATIONS = ("xla", "mosaic", "triton")
+from pallas_kernels.range_attention import dispatch, reference
 
 
 def range_attention(
@@ -36,7 +37,8 @@ def range_attention(
     v: values.
     k_end: one past the last key of each query; values above S mean S.
     k_start: first key of each query, 0 when absent.
-    implementation: 'xla', 'mosaic', 'triton', or None to choose.
+    implementation: 'xla', 'mosaic' (Hopper and Blackwell), 'triton', or None
+      to choose by device, dtype and shape.
 
   Returns:
     The output in the dtype of q, and the log-sum-exp of the scaled scores in
@@ -44,33 +46,36 @@ def range_attention(
 
   Raises:
     ValueError: a shape, dtype or implementation name that cannot be served.
-    NotImplementedError: the named implementation cannot run here.
+    NotImplementedError: the named implementation cannot serve this call.
   """
   _check(q, k, v, k_end, k_start)
-  resolve(implementation)
+  name = dispatch.resolve(
+    implementation, q.shape, k.shape, q.dtype, starts=k_start is not None
+  )
+  if name != "xla":
+    return _on_gpu(q, k, v, k_end.astype(jnp.int32), name)
   if k_start is None:
     k_start = jnp.zeros_like(k_end)
   return reference.range_attention(q, k, v, k_end, k_start)
 
 
-def resolve(implementation: str | None) -> str:
-  """Names the implementation that will run, or says why it cannot.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _on_gpu(q, k, v, k_end, name):
+  """A GPU kernel; its backward is the one in XLA."""
+  return dispatch.forward(name)(q, k, v, k_end)
 
-  Raises:
-    ValueError: not a known name.
-    NotImplementedError: known, but cannot run on this machine.
-  """
-  if implementation in (None, "xla"):
-    return "xla"
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation should be one of {IMPLEMENTATIONS} or None, got"
-      f" {implementation!r}."
-    )
-  raise NotImplementedError(
-    f"implementation={implementation!r} needs an NVIDIA GPU kernel that this"
-    " version does not have yet; use 'xla'."
-  )
+
+def _forward(q, k, v, k_end, name):
+  out, lse = _on_gpu(q, k, v, k_end, name)
+  return (out, lse), (q, k, v, k_end, jnp.zeros_like(k_end), out, lse)
+
+
+def _backward(name, saved, cotangents):
+  del name
+  return reference.backward(saved, cotangents)[:4]
+
+
+_on_gpu.defvjp(_forward, _backward)
 
 
 def _check(q, k, v, k_end, k_start) -> None:

@@ -66,8 +66,15 @@ def _forward(q, k, v, k_end, k_start):
   return (out, lse), (q, k, v, k_end, k_start, out, lse)
 
 
-def _backward(saved, cotangents):
-  """The flash backward; the cotangent of lse joins delta with a minus sign."""
+def backward(saved, cotangents):
+  """The flash backward of any implementation; None for the integers.
+
+  The cotangent of lse joins delta with a minus sign.
+
+  Args:
+    saved: q, k, v, k_end, k_start, out, lse.
+    cotangents: of out and lse.
+  """
   q, k, v, k_end, k_start, out, lse = saved
   d_out, d_lse = cotangents
   acc = lse.dtype
@@ -113,7 +120,7 @@ def _backward(saved, cotangents):
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-range_attention.defvjp(_forward, _backward)
+range_attention.defvjp(_forward, backward)
 
 
 def accumulator(dtype) -> jnp.dtype:

@@ -387,3 +387,17 @@ def test_one_line_that_does_not_fit_is_one_error_line(
   big, small = map(json.loads, out.splitlines())
   assert code == 3 and big["error"]["type"] == "memory"
   assert small["completion_tokens"] == 2
+
+
+def test_a_cuda_plugin_without_a_gpu_is_not_spoken_of(tmp_path):
+  """It is there to compile for a GPU; JAX falls back to the CPU."""
+  command = [sys.executable, "-m", "nemodiff_jax.cli.generate"]
+  environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  done = subprocess.run(
+    [*command, "--prompt=2 + 2", "--max_new_tokens=2"],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0
+  assert done.stderr == "[ar: 2 tokens in 2 passes, length]\n"

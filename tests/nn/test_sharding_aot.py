@@ -13,8 +13,8 @@ from nemodiff_jax.decode.config import decode_config
 from nemodiff_jax.decode.memory import param_bytes
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import Transformer
+from pallas_kernels import aot
 
-aot = pytest.importorskip("pallas_kernels.aot")
 reason = aot.unavailable()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 

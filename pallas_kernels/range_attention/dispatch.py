@@ -1,0 +1,139 @@
+"""Picks the implementation of range attention for a device and a call."""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chips import CHIPS
+from pallas_kernels.range_attention import mosaic
+
+IMPLEMENTATIONS = ("xla", "mosaic", "triton")
+_MOSAIC = {"9.0": "mosaic_hopper", "10.0": "mosaic_blackwell"}
+_TRITON_DIMS = (16, 32, 64, 128)
+_MAX_KEYS = 2**31 - 2**16  # Positions are int32.
+
+
+def resolve(
+  implementation: str | None,
+  q_shape: tuple[int, ...],
+  k_shape: tuple[int, ...],
+  dtype,
+  *,
+  starts: bool = False,
+) -> str:
+  """Names the implementation that runs a call, or says why it cannot.
+
+  The device is the one of the abstract mesh in use, where a program is
+  compiled for a GPU that is not there (`aot.compile_for`), else the first of
+  `jax.devices()`. None prefers 'mosaic', then 'triton', then 'xla'.
+
+  Args:
+    implementation: one of IMPLEMENTATIONS, or None to choose.
+    q_shape: [B, T, N, H].
+    k_shape: [B, S, K, H].
+    dtype: of q, k and v.
+    starts: whether the call gives k_start.
+
+  Raises:
+    ValueError: not a known name.
+    NotImplementedError: known, but it cannot serve this call on this device.
+  """
+  if implementation not in (None, *IMPLEMENTATIONS):
+    raise ValueError(
+      f"implementation should be one of {IMPLEMENTATIONS} or None, got"
+      f" {implementation!r}."
+    )
+  if implementation == "xla":
+    return "xla"
+  found = capability()
+  reasons = []
+  for name in ("mosaic", "triton"):
+    if implementation not in (None, name):
+      continue
+    reason = _refusal(name, found, q_shape, k_shape, dtype, starts)
+    if reason is None:
+      _say(name, f"compute capability {found}", logging.INFO)
+      return name
+    reasons.append(f"{name}: {reason}")
+  if implementation is not None:
+    raise NotImplementedError(
+      f"implementation={implementation!r} cannot be used: {reason}. Use 'xla',"
+      " or None to have one chosen."
+    )
+  # Without a GPU there was no choice: not worth a line.
+  level = logging.DEBUG if found is None else logging.INFO
+  _say("xla", "; ".join(reasons), level)
+  return "xla"
+
+
+def forward(name: str) -> Callable:
+  """The function (q, k, v, k_end) -> (out, lse) of a name from `resolve`.
+
+  GPU packages are imported here, when they are used.
+  """
+  found = str(capability())
+  package = __name__.rpartition(".")[0]
+  if name == "triton":
+    kernel = importlib.import_module(f"{package}.triton").range_attention
+    return functools.partial(kernel, capability=found)
+  return importlib.import_module(f"{package}.{_MOSAIC[found]}").range_attention
+
+
+def capability() -> str | None:
+  """Compute capability of the GPU a program is traced for; None: no GPU."""
+  named = jax.sharding.get_abstract_mesh().abstract_device
+  for chip in CHIPS.values():
+    if named is not None and named.device_kind == chip.name:
+      return "{}.{}".format(*chip.capability)
+  device = jax.devices()[0]
+  found = getattr(device, "compute_capability", "")  # 'gfx...' on AMD's.
+  return found if re.fullmatch(r"\d+\.\d+", found) else None
+
+
+def _refusal(
+  name: str, found: str | None, q_shape, k_shape, dtype, starts: bool
+) -> str | None:
+  """Why an implementation cannot serve a call; None: it can."""
+  if found is None:
+    return (
+      f"it needs an NVIDIA GPU, and JAX runs on {jax.default_backend()!r} here"
+    )
+  if starts:
+    return "its kernel takes no k_start"
+  if name == "triton":
+    return _triton_refusal(found, q_shape, k_shape, dtype)
+  if jax.__version_info__ < (0, 11):
+    return f"it needs jax 0.11 (Python 3.12), found jax {jax.__version__}"
+  if found not in _MOSAIC:
+    return f"it needs compute capability {' or '.join(_MOSAIC)}, found {found}"
+  return mosaic.unsupported(q_shape, k_shape, dtype)
+
+
+def _triton_refusal(found: str, q_shape, k_shape, dtype) -> str | None:
+  if not all(map(importlib.util.find_spec, ("triton", "jax_triton"))):
+    return "it needs the packages triton and jax-triton (the extra 'cuda')"
+  if tuple(map(int, found.split("."))) < (8, 0):
+    return f"it needs compute capability 8.0, found {found}"
+  if dtype not in (jnp.bfloat16, jnp.float16):
+    name = jnp.dtype(dtype).name
+    return f"q, k and v should be bfloat16 or float16, got {name}"
+  if q_shape[3] not in _TRITON_DIMS:
+    return (
+      f"the head dimension should be one of {_TRITON_DIMS}, got {q_shape[3]}"
+    )
+  if k_shape[1] > _MAX_KEYS:
+    return f"the keys S should be at most {_MAX_KEYS}, got {k_shape[1]}"
+  return None
+
+
+@functools.cache
+def _say(name: str, reason: str, level: int) -> None:
+  """Logs a choice, once for each reason."""
+  text = "range attention by %s (%s)"
+  logging.getLogger(__name__).log(level, text, name, reason)

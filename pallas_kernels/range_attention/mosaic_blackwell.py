@@ -1,0 +1,172 @@
+"""Range attention for Blackwell (sm_100a): TMA ring, tcgen05, tensor memory.
+
+Two warpgroups compute, with 128 rows (T * G) each, and one loads. The scores
+and the output of a warpgroup stay in tensor memory; a thread owns a row. The
+second MMA of a tile runs while the next tile's scores are made. With at most
+128 rows the two warpgroups take turns over the tiles of keys.
+
+What bounds it on a B200 (7.7 TB/s, 2250 Tflop/s in bfloat16: 293 operations
+per byte): every key costs 4 H bytes and 4 H operations per row of its head,
+so up to about 290 rows memory is the floor. Above one block of 128 rows the
+exponentials, 16 per clock and multiprocessor, come before the MMAs.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.range_attention import mosaic
+from pallas_kernels.range_attention import mosaic_block as block
+from pallas_kernels.range_attention.config import BLACKWELL, Chip
+
+_TILE = plgpu.Layout.TCGEN05
+_ROW = plgpu.Layout.TCGEN05.reduce(1)
+_PIECE = 32  # Columns of the output held in registers at a time.
+_OUT = 64  # Bytes of a row of the output that leave at a time.
+
+
+@functools.partial(jax.jit, static_argnames=("chip", "interpret"))
+def range_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  k_end: Int[Array, "B T"],
+  *,
+  chip: Chip = BLACKWELL,
+  interpret: plgpu.InterpretGPUParams | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+  """Attends from query (b, t) to the keys [0, k_end[b, t]); see `api`.
+
+  Args:
+    q: queries, bfloat16; H is 64 or 128.
+    k: keys; N / K is 1 to 8, S a multiple of 8.
+    v: values.
+    k_end: one past the last key of each query, int32; clamped to [0, S].
+    chip: static sizes.
+    interpret: runs the kernel on the CPU, with its races where asked for.
+
+  Returns:
+    The output in the dtype of q, and the log-sum-exp in float32.
+
+  Raises:
+    ValueError: shapes or dtypes that do not fit each other.
+    NotImplementedError: a call that another implementation can serve.
+  """
+
+  def scratch(sizes: mosaic.Work, kind):
+    own = (mosaic.WARPGROUPS, chip.rows)
+    memory = lambda width: plgpu.TMEM(
+      (chip.rows, mosaic.WARPGROUPS * width), jnp.float32
+    )
+    done = plgpu.Barrier(
+      num_barriers=mosaic.WARPGROUPS, orders_tensor_core=True
+    )
+    return {
+      "queries": block.shared((*own, sizes.dim), q.dtype),
+      "weights": block.shared((*own, chip.block), q.dtype),
+      "sums": block.shared((*own, _OUT // kind.itemsize), kind, _OUT),
+      "logs": plgpu.SMEM(own, jnp.float32),
+      "scores": memory(chip.block),
+      "acc": memory(sizes.dim),
+      "loaded": plgpu.Barrier(num_barriers=mosaic.WARPGROUPS),
+      "scored": done,
+      "summed": done,
+    }
+
+  return block.launch(_compute, scratch, chip, q, k, v, k_end, interpret)
+
+
+def _compute(
+  sizes, span, place, q, ends, out, lse, ring,
+  queries, weights, sums, logs, scores, acc, loaded, scored, summed,
+):  # fmt: skip
+  """Attends from 128 rows to the tiles of one warpgroup."""
+  mine = lax.axis_index(block.THREADS)
+  queries, weights, sums, logs, loaded, scored, summed = (
+    x.at[mine] for x in (queries, weights, sums, logs, loaded, scored, summed)
+  )
+  rows, keys = weights.shape
+  scores = scores.at[:, pl.ds(mine * keys, keys)]
+  part = lambda at, width: acc.at[:, pl.ds(mine * sizes.dim + at, width)]
+  plgpu.copy_gmem_to_smem(q.at[place.rows], queries, loaded)
+  plgpu.barrier_wait(loaded)
+  limit = plgpu.load(ends.at[place.ends], layout=_ROW, optimized=False)
+  column = plgpu.broadcasted_iota(jnp.int32, (rows, keys), 1, layout=_TILE)
+
+  def read(ref):
+    value = plgpu.async_load_tmem(ref, layout=_TILE)
+    plgpu.wait_load_tmem()
+    return value
+
+  def finish(i):
+    """Waits for the second MMA of tile i, and frees its V."""
+    plgpu.barrier_wait(summed)
+    plgpu.barrier_arrive(ring.v_free.at[lax.rem(i, sizes.stages)])
+
+  def step(masked, j, carry):
+    peak, total = carry
+    i = place.turn + j * sizes.key_groups
+    slot = lax.rem(i, sizes.stages)
+    plgpu.barrier_wait(ring.k_full.at[slot])
+    plgpu.tcgen05_mma(
+      scores, queries, ring.k.at[slot].transpose((1, 0)), scored,
+      accumulate=False,
+    )  # fmt: skip
+    plgpu.barrier_wait(scored)
+    plgpu.barrier_arrive(ring.k_free.at[slot])
+    mask = None
+    if masked:
+      left = limit - (span.first + i) * keys
+      mask = column < lax.broadcast_in_dim(left, (rows, keys), [0])
+    p, decay, peak, total = block.softmax(
+      read(scores), peak, total, sizes.dim, mask
+    )
+
+    @pl.when(j > 0)
+    def _():
+      finish(i - sizes.key_groups)
+      for at in range(0, sizes.dim, _PIECE):
+        old = read(part(at, _PIECE))
+        new = old * lax.broadcast_in_dim(decay, old.shape, [0])
+        plgpu.async_store_tmem(part(at, _PIECE), new)
+      plgpu.commit_tmem()
+
+    weights[...] = p.astype(weights.dtype)
+    plgpu.commit_smem()
+    plgpu.barrier_wait(ring.v_full.at[slot])
+    plgpu.tcgen05_mma(
+      part(0, sizes.dim), weights, ring.v.at[slot], summed, accumulate=j > 0
+    )
+    return peak, total
+
+  full = lambda value: plgpu.layout_cast(
+    jnp.full((rows,), value, jnp.float32), _ROW
+  )
+  middle, count = block.turns(span, place.turn, sizes.key_groups)
+  carry = full(block.FLOOR), full(0.0)
+  carry = lax.fori_loop(0, middle, functools.partial(step, False), carry)
+  carry = lax.fori_loop(middle, count, functools.partial(step, True), carry)
+  peak, total = carry
+  pl.when(count > 0)(
+    lambda: finish(place.turn + (count - 1) * sizes.key_groups)
+  )
+  logs[...] = block.log_sum(peak, total)
+  plgpu.commit_smem()
+  plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])
+  width = sums.shape[1]
+  for at in range(0, sizes.dim, width):
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    value = read(part(at, width))
+    some = lax.broadcast_in_dim(total, value.shape, [0])
+    # Nothing was summed where nothing was seen: acc is not even defined.
+    value = jnp.where(some > 0, value / some, 0.0)
+    sums[...] = value.astype(sums.dtype)
+    plgpu.commit_smem()
+    columns = pl.ds(at, width)
+    plgpu.copy_smem_to_gmem(sums, out.at[(*place.parts, columns)])
+  plgpu.wait_smem_to_gmem(0)

@@ -1,0 +1,106 @@
+"""The decode loop as compiled for GPUs: memory, copies, one CUDA graph."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from benchmarks import decode_aot, roofline
+from benchmarks.programs import Program, weight_bytes
+from nemodiff_jax.decode import driver
+from nemodiff_jax.decode.config import MODES
+from nemodiff_jax.nn.config import preset
+from pallas_kernels import aot
+from pallas_kernels.chips import CHIPS
+
+reason = aot.unavailable()
+needs_compiler = pytest.mark.skipif(reason is not None, reason=str(reason))
+MIB = 2**20
+GIB = 2**30
+
+
+def gate(chip: str, size: str, mode: str, layers: int | None = None) -> None:
+  """What must hold at batch 1 with a cache of 4096 positions."""
+  model = preset(size)
+  layers = layers or model.num_layers
+  model = dataclasses.replace(model, num_layers=layers)
+  c = decode_aot.compiled(chip, Program(model, mode))
+  print(chip, size, mode, c)
+  assert c.body == ("kCommandBuffer",)
+  assert c.copies == 0
+  assert c.kernels == layers
+  assert c.temp < (256 if mode == "quadratic_spec" else 64) * MIB
+  per_layer = 2 * 4096 * model.num_kv_heads * model.head_dim * 2
+  assert c.aliased >= layers * per_layer  # The caches, in place.
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+  ("chip", "mode"), [("h200", "linear_spec"), ("b200", "quadratic_spec")]
+)
+def test_aot_mosaic_loop_is_one_graph_without_copies(chip, mode):
+  gate(chip, "8b", mode, layers=2)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", ["3b", "8b", "14b"])
+@pytest.mark.parametrize("chip", ["h200", "b200"])
+def test_aot_mosaic_every_loop_of_every_size(chip, size, mode):
+  gate(chip, size, mode)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_aot_gate_sees_a_state_that_is_not_donated():
+  """The gate can fail: without donation every cache is copied."""
+  model = dataclasses.replace(preset("8b"), num_layers=1)
+  program = Program(model, "ar", attention="xla")
+  state = jax.eval_shape(program.state)
+  kept = jax.jit(driver.run.__wrapped__, static_argnames="decoder")
+  done = aot.compile_for(
+    "h200", kept, program.decoder, program.weights(), state
+  )
+  elements = 4096 * model.num_kv_heads * model.head_dim
+  assert decode_aot.copies(done.as_text(), elements) >= 2
+
+
+def test_copies_count_buffers_of_the_named_size():
+  text = """
+    %a = bf16[1,64,8,128]{3,2,1,0} copy(%x)
+    %b = (bf16[65536]{0}, bf16[65536]{0}, u32[]) copy-start(%x)
+    %c = f32[8,128]{1,0} copy(%x)
+    %d = bf16[1,64,8,128]{3,2,1,0} add(%x, %copy.1)
+  """
+  assert decode_aot.copies(text, 65536) == 2
+  assert decode_aot.copies(text, 1024) == 1
+
+
+def test_loop_body_lists_what_the_host_launches():
+  one = """001: kWhile [source | sink]
+condition:
+    002: kCustomKernel [source | sink] less
+  body:
+    000: kCommandBuffer [source | sink]
+        003: kCopy [source | sink] kCopy
+        004: kCustomCall [source | sink] attention
+003: kCopy [source | sink]
+"""
+  assert decode_aot.loop_body(one) == ("kCommandBuffer",)
+  two = one.replace(
+    "003: kCopy [source | sink]\n", "    005: kWhile [source | sink]\n"
+  )
+  assert decode_aot.loop_body(two) == ("kCommandBuffer", "kWhile")
+
+
+def test_roofline_counts_the_weights_and_the_keys():
+  """By hand: 8.49 G parameters less the embedding, 34 layers of keys."""
+  read = weight_bytes(Program(preset("8b"), "ar").weights())
+  assert read == pytest.approx(2 * (8.49e9 - 131072 * 4096), rel=2e-3)
+  keys = 34 * 2 * 8 * 128 * 2 * 4096
+  want = (read + keys) / CHIPS["h200"].bandwidth
+  got = roofline.pass_seconds(CHIPS["h200"], preset("8b"), 1)
+  assert got == pytest.approx(want)
+  wide = roofline.pass_seconds(CHIPS["h200"], preset("8b"), 1000)
+  assert wide > 1000 * read / CHIPS["h200"].flops  # Bound by operations.

@@ -1,0 +1,78 @@
+"""The Triton kernel: compiled for three GPUs, and interpreted on the CPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import aot
+from pallas_kernels.range_attention import range_attention
+from tests.pallas_kernels.test_range_attention import dense, make
+
+reason = aot.unavailable()
+if reason is None and not importlib.util.find_spec("jax_triton"):
+  reason = "needs jax-triton: pip install 'nemodiff-jax[aot]'"
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+# B, T, S, N, K, H
+CALLS = [
+  (1, 1, 4096, 32, 8, 128),
+  (1, 32, 4096, 32, 8, 128),
+  (2, 5, 99, 6, 2, 64),
+]
+
+
+@pytest.mark.parametrize("shape", CALLS)
+@pytest.mark.parametrize("chip", ["a100", "h200", "b200"])
+def test_aot_compiles_for_sm_80_90_100(chip, shape):
+  b, t, s, n, k, h = shape
+  low = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
+  done = aot.compile_for(
+    chip,
+    lambda *args: range_attention(*args, implementation="triton"),
+    low(b, t, n, h),
+    low(b, s, k, h),
+    low(b, s, k, h),
+    jax.ShapeDtypeStruct((b, t), jnp.int32),
+  )
+  assert "triton_kernel_call" in done.as_text()
+
+
+@pytest.mark.parametrize(
+  "shape", [(2, 5, 99, 6, 2, 16), (1, 33, 190, 4, 1, 16), (3, 1, 64, 2, 2, 16)]
+)
+def test_interpreted_kernel_matches_dense_float64(shape, tmp_path):
+  q, k, v, k_end, _ = make(shape, 0)
+  k_end[0, 0] = shape[2] + 5  # Means S.
+  mask = np.arange(shape[2]) < k_end[..., None]
+  want_out, want_lse = dense(q, k, v, mask)
+  for row, end in enumerate(k_end.max(1)):  # Must never be used.
+    k[row, end:] = v[row, end:] = np.nan
+  np.savez(tmp_path / "in.npz", q=q, k=k, v=v, k_end=k_end)
+  module = "tests.pallas_kernels.interpret_triton"
+  subprocess.run(
+    [sys.executable, "-m", module, tmp_path / "in.npz", tmp_path / "out.npz"],
+    env=os.environ | {"TRITON_INTERPRET": "1"},
+    check=True,
+  )
+  done = np.load(tmp_path / "out.npz")
+  assert not (done["out"] == 123).any() and not (done["lse"] == 123).any()
+  out, lse = joined(done["out"], done["lse"])
+  np.testing.assert_allclose(out, want_out, rtol=1e-4, atol=2e-6)
+  np.testing.assert_allclose(lse, want_lse, rtol=1e-5, atol=1e-5)
+
+
+def joined(out, lse):
+  """Shares of the keys as one, in float64."""
+  lse = lse.astype(np.float64)
+  peak = np.maximum(lse.max(0), -1e300)
+  weights = np.exp(lse - peak)
+  total = weights.sum(0)
+  out = (out * weights[..., None]).sum(0)
+  with np.errstate(divide="ignore"):
+    return out / np.where(total, total, 1)[..., None], peak + np.log(total)
