@@ -25,9 +25,9 @@ from pallas_kernels import aot
 
 _SIZES = flags.DEFINE_list("sizes", ["3b", "8b", "14b"], "Presets.")
 _MODES = flags.DEFINE_list(
-  "modes", ["ar", "linear_spec", "quadratic_spec"], "To compile."
+  "modes", ["linear_spec", "quadratic_spec"], "To compile."
 )
-_DEVICES = flags.DEFINE_list("devices", ["1", "2"], "Chips that share a model.")
+_DEVICES = flags.DEFINE_list("devices", ["1"], "Chips that share a model.")
 _ATTENTION = flags.DEFINE_string("attention", None, "Implementation.")
 CARDS = (24, 48, 80, 141, 192)  # GB
 USABLE = 0.92  # The rest is the driver's, the context's and fragments.
