@@ -35,8 +35,11 @@ from train import arithmetic
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Default: embedded.")
 _WINDOWS = flags.DEFINE_integer("windows", 8, "Texts to read.")
 _WIDTH = flags.DEFINE_integer("width", 512, "Tokens of a page.")
-_REPLY = flags.DEFINE_integer("reply", 64, "Tokens to generate per prompt.")
-SPECULATIVE = {"linear_spec": {}, "quadratic_spec": {"block_length": 4}}
+_REPLY = flags.DEFINE_integer("reply", 32, "Tokens to generate per prompt.")
+SPECULATIVE = {  # Small blocks: a model that was never trained to draft.
+  "linear_spec": {"block_length": 4},
+  "quadratic_spec": {"block_length": 4},
+}
 
 
 def texts(model: Model) -> Iterator[tuple[list[int], int]]:
@@ -86,26 +89,29 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def compare(full: Model, int8: Model) -> None:
   """Teacher-forced: every text through both models."""
   count = same = 0
-  loss, squares, size, largest = np.zeros(2), 0.0, 0.0, 0.0
+  losses, squares, size, largest = [], 0.0, 0.0, 0.0
   found = list(texts(full))
   width = max(len(ids) for ids, _ in found)
   for ids, begin in found:
     scored = slice(begin - 1, len(ids) - 1)
     a, b = (logits_of(m, ids, width)[scored] for m in (full, int8))
     goal = np.array(ids[begin:])[:, None]
-    for i, x in enumerate((a, b)):
-      loss[i] -= np.take_along_axis(log_softmax(x), goal, 1).sum()
+    losses.append(
+      [-np.take_along_axis(log_softmax(x), goal, 1)[:, 0] for x in (a, b)]
+    )
     squares += ((a - b) ** 2).mean(1).sum()
     size += a.var(1).sum()
     largest = max(largest, float(np.abs(a - b).max()))
     same += (a.argmax(1) == b.argmax(1)).sum()
     count += len(goal)
-  one, other = np.exp(loss / count)
+  loss, loss8 = np.concatenate(losses, 1)
+  one, other = np.exp(loss.mean()), np.exp(loss8.mean())
+  deviation = 100 * (loss8 - loss).std() / count**0.5
   print(f"""\
 | {count:,} scored tokens | float32 | int8 |
 |---|---|---|
 | parameters, MB | {_megabytes(full, "none")} | {_megabytes(int8, "int8")} |
-| perplexity | {one:.5g} | {other:.5g} ({100 * (other / one - 1):+.3f} %) |
+| perplexity | {one:.5g} | {other:.5g} ({100 * (other / one - 1):+.3f} % \u00b1 {deviation:.3f}) |
 | logit error, root mean square | | {(squares / count) ** 0.5:.4f} |
 | ... against the logits' deviation | | {100 * (squares / size) ** 0.5:.2f} % |
 | logit error, largest | | {largest:.3f} |

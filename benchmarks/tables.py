@@ -3,16 +3,21 @@
     JAX_PLATFORMS=cpu .venv/bin/python benchmarks/tables.py [--sizes=3b,8b,14b]
 
 Nothing runs: each decoding loop is compiled ahead of time for the chip, and
-the peak is what XLA plans for it: arguments, results and temporaries, batch 1
-with a cache of about 4k positions. A card fits a decode if the peak is at most
-0.92 of its memory. Needs the extra `aot` (Python 3.12, Linux).
+the peak is its arguments and XLA's plan of temporaries, batch 1 with a cache of
+4k positions. --layers compiles fewer layers, since temporaries do not grow with
+their number; arguments are always those of all layers. A card fits a decode if
+the peak is at most 0.92 of its memory. Needs the extra `aot` (Python 3.12,
+Linux).
 """
 
+import dataclasses
+import math
 import time
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from jax.sharding import Mesh
 
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.abstract import abstract_decode
@@ -28,6 +33,7 @@ _MODES = flags.DEFINE_list(
   "modes", ["linear_spec", "quadratic_spec"], "To compile."
 )
 _DEVICES = flags.DEFINE_list("devices", ["1"], "Chips that share a model.")
+_LAYERS = flags.DEFINE_integer("layers", None, "To compile; default: all.")
 _ATTENTION = flags.DEFINE_string("attention", None, "Implementation.")
 CARDS = (24, 48, 80, 141, 192)  # GB
 USABLE = 0.92  # The rest is the driver's, the context's and fragments.
@@ -36,25 +42,36 @@ DTYPE = jnp.dtype("bfloat16")
 
 
 def peak(config: ModelConfig, mode: str, scheme: str, devices: int) -> int:
-  """Bytes on each chip while the loop runs."""
+  """Bytes on each chip while the loop runs; the state is updated in place."""
   mesh = aot.make_mesh("h200", (devices,), (AXIS,)) if devices > 1 else None
-  module = Transformer(config, DTYPE, mesh)
-  args = abstract_decode(
-    module,
+  fewer = min(_LAYERS.value or config.num_layers, config.num_layers)
+  program = arguments(
+    dataclasses.replace(config, num_layers=fewer), mode, scheme, mesh
+  )
+  done = aot.compile_for("h200", driver.run, *program, mesh=mesh)
+  memory = done.memory_analysis()
+  held = sum(
+    map(own_bytes, jax.tree.leaves(arguments(config, mode, scheme, mesh)[1:]))
+  )
+  return held + memory.temp_size_in_bytes
+
+
+def arguments(config: ModelConfig, mode: str, scheme: str, mesh: Mesh | None):
+  """Decoder, weights and state of one row with a cache of 4k positions."""
+  return abstract_decode(
+    Transformer(config, DTYPE, mesh),
     decode_config(config, mode),
     prompt=PROMPT,
     max_new_tokens=NEW,
     scheme=scheme,
     attention=_ATTENTION.value,
   )
-  done = aot.compile_for("h200", driver.run, *args, mesh=mesh)
-  memory = done.memory_analysis()
-  return (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes
-  )
+
+
+def own_bytes(x: jax.ShapeDtypeStruct) -> int:
+  """Bytes of one device's part of an argument."""
+  shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+  return math.prod(shape) * jnp.dtype(x.dtype).itemsize
 
 
 def card(needed: float) -> str:
@@ -65,8 +82,8 @@ def card(needed: float) -> str:
 def main(_) -> None:
   print(
     f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, ahead of time for an"
-    f" H200, bfloat16 cache, batch 1, {PROMPT} + {NEW} positions; GB = 1e9"
-    " bytes\n"
+    f" H200 ({_LAYERS.value or 'all'} layers), bfloat16 cache, batch 1,"
+    f" {PROMPT} + {NEW} tokens; GB = 1e9 bytes\n"
   )
   modes = _MODES.value
   print(

@@ -99,6 +99,7 @@ class Transformer(nn.Module):
 
   def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Float32 logits of hidden states."""
+    hidden = gather(hidden, self.mesh)  # Else a tied table's split spreads.
     if self.config.tie_embeddings:
       table = self.embed_tokens.embedding
       return jnp.einsum(

@@ -170,6 +170,17 @@ def test_a_pass_communicates_twice_a_layer_and_at_both_ends(mode):
   assert not found
 
 
+def test_a_tied_head_adds_one_sum():
+  config = helpers.make_tiny(tie_embeddings=True, **SPLIT).config
+  module = Transformer(config, mesh=make_mesh("tensor:2", config))
+  args = abstract_decode(module, decode_config(config, "ar"), prompt=30)
+  text = driver.one_pass.lower(*args).compile().as_text()
+  assert collectives(text) == {
+    "all-reduce": 2 * config.num_layers + 1,
+    "all-gather": 1,
+  }
+
+
 @pytest.mark.parametrize(
   ("mesh", "message"),
   [
