@@ -1,17 +1,21 @@
 """Compares two checkpoints, whatever their layouts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from checkpoints_convert.hf_folder import bytes_of
 from checkpoints_convert.names import released_name
 from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.orbax import read_manifest
-from nemodiff_jax.nn.model import Transformer, head
+from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.model import Params, Transformer, head
 from pallas_kernels.range_attention import range_attention
 
 
@@ -66,10 +70,35 @@ def compare_logits(a: Checkpoint, b: Checkpoint, prompt: str) -> list[str]:
     ids = a.tokenizer.encode(prompt)
   else:
     ids = [i % a.config.vocab_size for i in range(8)]
-  x, y = (_logits(c, ids) for c in (a, b))
+  x, y = (prompt_logits(c.config, c.load_params(), ids) for c in (a, b))
   largest = float(np.abs(x - y).max())
   print(f"logits of {len(ids)} tokens: largest difference {largest:g}")
   return [f"logits: by up to {largest:g}"] if largest else []
+
+
+def prompt_logits(
+  config: ModelConfig,
+  params: Params,
+  ids: Sequence[int],
+  lora: tuple[LoraLayer, ...] | None = None,
+) -> Float[np.ndarray, "T V"]:
+  """Float32 logits of one causal pass."""
+  module = Transformer(config)
+  positions = jnp.arange(len(ids), dtype=jnp.int32)[None]
+  tokens = jnp.asarray(ids, jnp.int32)[None]
+
+  def attend(q, k, v, memory):
+    return range_attention(q, k, v, positions + 1)[0], memory
+
+  @jax.jit
+  def run(params, lora):
+    none = (None,) * config.num_layers
+    out: Any = module.apply(
+      {"params": params}, tokens, positions, attend, none, lora
+    )
+    return head(module, params, out[0])
+
+  return np.asarray(run(params, lora)[0])
 
 
 class _Side:
@@ -105,26 +134,6 @@ def _first_difference(x: np.ndarray, y: np.ndarray) -> str:
     f"{len(bad)} of {x.size} values, first at {bad[0].tolist()}: {x[at]:g} and"
     f" {y[at]:g}"
   )
-
-
-def _logits(opened: Checkpoint, ids: list[int]) -> np.ndarray:
-  """Float32 logits [T, V] of a causal pass."""
-  config = opened.config
-  params = opened.load_params()
-  module = Transformer(config)
-  positions = jnp.arange(len(ids), dtype=jnp.int32)[None]
-
-  def attend(q, k, v, memory):
-    return range_attention(q, k, v, positions + 1)[0], memory
-
-  out: Any = module.apply(
-    {"params": params},
-    jnp.asarray(ids, jnp.int32)[None],
-    positions,
-    attend,
-    (None,) * config.num_layers,
-  )
-  return np.asarray(head(module, params, out[0])[0])
 
 
 def _changes(a: Any, b: Any) -> str:

@@ -16,8 +16,13 @@ from checkpoints_convert.lazy import Lazy
 from checkpoints_convert.names import Tensor
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.checkpoint import Checkpoint, tensor_table
-from nemodiff_jax.io.lora import Peft
+from nemodiff_jax.io.checkpoint import (
+  Checkpoint,
+  open_checkpoint,
+  tensor_table,
+)
+from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
+from nemodiff_jax.io.lora import Peft, read_peft
 from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, read_manifest
 
 _UNITS = ("B", "kB", "MB", "GB")
@@ -43,6 +48,49 @@ class Item:
 
 # Writes the tensors into a folder.
 Layout = Callable[[Path, Sequence[Item]], None]
+
+
+def convert(
+  source: str,
+  target: str,
+  layout: Layout,
+  *,
+  dtype: Any = None,
+  shard_size: int | None = None,
+  merge_lora: str | None = None,
+  overwrite: bool = False,
+  dry_run: bool = False,
+) -> None:
+  """Converts a folder, whatever its layout, and what lies beside its weights.
+
+  Args:
+    source: a folder, or a name on the hub.
+    target: folder to write.
+    layout: `to_orbax` or `to_hf`.
+    dtype: to store; None keeps each tensor's own.
+    shard_size: most bytes of a file; None keeps the files of the source.
+    merge_lora: PEFT folder to add to the weights, 'own' for the source's; its
+      drafter is then not carried along.
+    overwrite: replace a checkpoint that is at the target.
+    dry_run: only print what would be written.
+
+  Raises:
+    UserError: the source cannot be read, or the target not written.
+  """
+  opened = open_checkpoint(source)
+  own = opened.folder / LORA_FOLDER
+  lora = own if merge_lora == "own" else merge_lora and Path(merge_lora)
+  peft = read_peft(lora, opened.config) if lora else None
+  items = plan(opened, dtype, peft)
+  if shard_size is not None:
+    items = reshard(items, shard_size)
+  beside = lambda folder: folders.copy_side_files(
+    opened.folder, folder, lora=peft is None
+  )
+  folders.check_apart(opened.folder, Path(target))
+  print(f"{source} -> {target}\n{summary(items, layout)}")
+  if not dry_run:
+    build(Path(target), items, layout, beside, overwrite)
 
 
 def plan(
