@@ -50,13 +50,16 @@ def compare_tensors(a: Checkpoint, b: Checkpoint) -> list[str]:
       there = next(s for s in sides if name in s.names)
       found.append(f"{name}: only in {there.folder}")
       continue
-    values = [side.read(name) for side in sides]
-    kinds = [f"{list(v.shape)} {v.dtype}" for v in values]
+    kinds = [side.kind(name) for side in sides]
+    digests = [side.digest(name) for side in sides]  # One in memory at a time.
     if kinds[0] != kinds[1]:
       found.append(f"{name}: {kinds[0]} and {kinds[1]}")
-    elif sides[0].digest != sides[1].digest:
+    elif digests[0] != digests[1]:
+      values = [side.read(name) for side in sides]
       found.append(f"{name}: {_first_difference(*values)}")
-    found += [line for side in sides if (line := side.damage(name))]
+    for side, digest in zip(sides, digests, strict=True):
+      if side.sums.get(name, digest) != digest:
+        found.append(f"{name}: {side.folder} was changed since it was written")
   count = len(sides[0].names)
   print(f"{count} tensors compared; checked against their own checksums:")
   for side in sides:
@@ -102,26 +105,25 @@ def prompt_logits(
 
 
 class _Side:
-  """One of the two folders; `read` keeps the digest of what it read last."""
+  """One of the two folders, its tensors by their released names."""
 
   def __init__(self, opened: Checkpoint):
     self.folder = opened.folder
     self._tensors, _ = opened.match_tensors()
     self.names = {released_name(n): n for n in self._tensors.files}
-    self.sums = read_manifest(opened.folder)
-    self.digest = ""
+    manifest = read_manifest(opened.folder)
+    self.sums = {released_name(n): t["sha256"] for n, t in manifest.items()}
+
+  def kind(self, name: str) -> str:
+    own = self.names[name]
+    return f"{list(self._tensors.shape(own))} {self._tensors.dtype(own)}"
+
+  def digest(self, name: str) -> str:
+    return hashlib.sha256(bytes_of(self.read(name))).hexdigest()
 
   def read(self, name: str) -> np.ndarray:
     ((_, value),) = self._tensors.read([self.names[name]])
-    self.digest = hashlib.sha256(bytes_of(value)).hexdigest()
     return value
-
-  def damage(self, name: str) -> str:
-    """What is wrong with the tensor read last, by the folder's checksum."""
-    own = self.names[name]
-    if own in self.sums and self.sums[own]["sha256"] != self.digest:
-      return f"{name}: {self.folder} was changed since it was written"
-    return ""
 
 
 def _first_difference(x: np.ndarray, y: np.ndarray) -> str:

@@ -264,7 +264,7 @@ def _watched(item: Item, sums: dict[str, str], bar: Any) -> Item:
   """The item; reading it notes its checksum and moves the bar."""
 
   def read():
-    value = item.value.read()
+    value = np.ascontiguousarray(item.value.read())
     data = hf_folder.bytes_of(value)
     sums[item.name] = hashlib.sha256(data).hexdigest()
     bar.update(len(data))
