@@ -60,7 +60,7 @@ def test_killed_at_random_points(two, kills):
   done = start(source, str(target), "to_orbax", -1)
   assert done.returncode == 0, done.stderr
   events = int(done.stdout.split()[-1])
-  rng = np.random.default_rng(kills)
+  rng, killed = np.random.default_rng(kills), 0
   for i in range(kills):
     shutil.rmtree(two / "work")
     layout, replaces = ("to_orbax", "to_hf")[i % 2], i % 3 > 0
@@ -73,6 +73,7 @@ def test_killed_at_random_points(two, kills):
       assert norm_of(target) == 2
       continue
     assert done.returncode == -signal.SIGKILL, done.stderr
+    killed += 1
     if target.exists():
       assert norm_of(target) in ((1, 2) if replaces else (2,))
     elif replaces:  # Between the two renames; brought back by the next run.
@@ -81,6 +82,7 @@ def test_killed_at_random_points(two, kills):
     convert.convert(source, str(target), convert.to_orbax, overwrite=True)
     assert norm_of(target) == 2
     assert [p.name for p in (two / "work").iterdir()] == ["target"]
+  assert killed > kills // 2
 
 
 def test_older_target_survives_a_failure_at_any_step(two, monkeypatch):

@@ -2,7 +2,7 @@
 
     make smollm2; python tests/golden/make_smollm2.py
 
-Needs torch, transformers and gguf. transformers reads the GGUF file itself:
+Needs torch, transformers, accelerate and gguf. transformers reads the GGUF file itself:
 weights, tokenizer and chat template, with nothing of ours in between.
 """
 
