@@ -116,6 +116,7 @@ def test_existing_target_is_replaced_only_when_asked(source, tmp_path):
   with pytest.raises(UserError, match="target: exists already; --overwrite"):
     convert.convert(str(source), str(target), convert.to_hf)
   assert sorted(target.rglob("*")) == before
+  assert {p.name for p in tmp_path.iterdir()} == {"hf", "target"}
   convert.convert(str(source), str(target), convert.to_hf, overwrite=True)
   open_checkpoint(str(target)).load_params()
   assert not (target / "params").exists()
