@@ -74,15 +74,16 @@ def own_bytes(x: jax.ShapeDtypeStruct) -> int:
   return math.prod(shape) * jnp.dtype(x.dtype).itemsize
 
 
-def card(needed: float) -> str:
-  """The smallest card, in GB, that holds so many bytes."""
-  return next((f"{c}" for c in CARDS if needed <= USABLE * c * 1e9), "none")
+def card(needed: float, count: int) -> str:
+  """The smallest card, in GB, that holds so many bytes; `count` of them."""
+  found = next((f"{c}" for c in CARDS if needed <= USABLE * c * 1e9), "none")
+  return found if count == 1 else f"{count} x {found}"
 
 
 def main(_) -> None:
   print(
     f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, ahead of time for an"
-    f" H200 ({_LAYERS.value or 'all'} layers), bfloat16 cache, batch 1,"
+    f" H200 (layers compiled: {_LAYERS.value or 'all'}), bfloat16 cache, batch 1,"
     f" {PROMPT} + {NEW} tokens; GB = 1e9 bytes\n"
   )
   modes = _MODES.value
@@ -104,7 +105,7 @@ def main(_) -> None:
         print(
           f"| {size.upper()} | {name} | {weights / 1e9:.2f} |"
           f" {cache / devices / 1e6:.0f} | {devices} | {cells} |"
-          f" {card(max(peaks))} |",
+          f" {card(max(peaks), devices)} |",
           flush=True,
         )
 

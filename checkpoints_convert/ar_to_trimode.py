@@ -11,11 +11,9 @@ embeddings: a copy of its own), and the config names the mask and the block
 size. In ar mode the result decodes as the source does.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from checkpoints_convert import command, convert, trimode
+from checkpoints_convert import command, trimode
 
 _MASK = flags.DEFINE_string(
   "mask",
@@ -32,11 +30,16 @@ for _name in ("source", "target", "dtype", "dry_run", "overwrite", "debug"):
 
 def main() -> int:
   """Runs the command; returns the exit code."""
-  source = command.SOURCE.value
-  made = trimode.from_ar(
-    source, _MASK.value, _BLOCK_SIZE.value, command.DTYPE.value
+  trimode.ar_to_trimode(
+    command.SOURCE.value,
+    command.TARGET.value,
+    _MASK.value,
+    _BLOCK_SIZE.value,
+    dtype=command.DTYPE.value,
+    overwrite=command.OVERWRITE.value,
+    dry_run=command.DRY_RUN.value,
   )
-  return command.build(Path(source), made.items, convert.to_hf, made.beside)
+  return 0
 
 
 if __name__ == "__main__":

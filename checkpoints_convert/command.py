@@ -3,15 +3,11 @@
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import app, flags
 
-from checkpoints_convert import convert, folders, int8
+from checkpoints_convert import convert
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.checkpoint import open_checkpoint
-from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
-from nemodiff_jax.io.lora import read_peft
 
 SOURCE = flags.DEFINE_string(
   "source",
@@ -47,41 +43,17 @@ def convert_checkpoint(
   layout: convert.Layout, shard_size: int | None = None, scheme: str = "none"
 ) -> int:
   """Converts --source to --target; returns the exit code."""
-  opened = open_checkpoint(SOURCE.value)
-  lora = MERGE_LORA.value
-  if lora is not None:
-    folder = opened.folder / LORA_FOLDER if lora == "own" else Path(lora)
-    peft = read_peft(folder, opened.config)
-  else:
-    peft = None
-  items = convert.plan(opened, DTYPE.value, peft)
-  if shard_size is not None:
-    items = convert.reshard(items, shard_size)
-  quantize = opened.scheme != scheme == "int8"
-  if quantize:
-    items = int8.quantized(items)
-
-  def beside(folder: Path) -> None:
-    folders.copy_side_files(opened.folder, folder, lora=peft is None)
-    if quantize:
-      int8.mark(folder)
-
-  return build(opened.folder, items, layout, beside)
-
-
-def build(
-  source: Path,
-  items: list[convert.Item],
-  layout: convert.Layout,
-  beside: Callable[[Path], None],
-) -> int:
-  """Writes --target, or prints the plan; returns the exit code."""
-  target = Path(TARGET.value)
-  folders.check_apart(source, target)
-  print(f"{source} -> {target}\n{convert.summary(items, layout)}")
-  if DRY_RUN.value:
-    return 0
-  convert.build(target, items, layout, beside, OVERWRITE.value)
+  convert.convert(
+    SOURCE.value,
+    TARGET.value,
+    layout,
+    dtype=DTYPE.value,
+    shard_size=shard_size,
+    scheme=scheme,
+    merge_lora=MERGE_LORA.value,
+    overwrite=OVERWRITE.value,
+    dry_run=DRY_RUN.value,
+  )
   return 0
 
 

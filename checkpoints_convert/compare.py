@@ -1,17 +1,21 @@
 """Compares two checkpoints, whatever their layouts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from checkpoints_convert.hf_folder import bytes_of
 from checkpoints_convert.names import released_name
 from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.orbax import read_manifest
-from nemodiff_jax.nn.model import Transformer, head
+from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.model import Params, Transformer, head
 from pallas_kernels.range_attention import range_attention
 
 
@@ -46,13 +50,16 @@ def compare_tensors(a: Checkpoint, b: Checkpoint) -> list[str]:
       there = next(s for s in sides if name in s.names)
       found.append(f"{name}: only in {there.folder}")
       continue
-    values = [side.read(name) for side in sides]
-    kinds = [f"{list(v.shape)} {v.dtype}" for v in values]
+    kinds = [side.kind(name) for side in sides]
+    digests = [side.digest(name) for side in sides]  # One in memory at a time.
     if kinds[0] != kinds[1]:
       found.append(f"{name}: {kinds[0]} and {kinds[1]}")
-    elif sides[0].digest != sides[1].digest:
+    elif digests[0] != digests[1]:
+      values = [side.read(name) for side in sides]
       found.append(f"{name}: {_first_difference(*values)}")
-    found += [line for side in sides if (line := side.damage(name))]
+    for side, digest in zip(sides, digests, strict=True):
+      if side.sums.get(name, digest) != digest:
+        found.append(f"{name}: {side.folder} was changed since it was written")
   count = len(sides[0].names)
   print(f"{count} tensors compared; checked against their own checksums:")
   for side in sides:
@@ -66,33 +73,57 @@ def compare_logits(a: Checkpoint, b: Checkpoint, prompt: str) -> list[str]:
     ids = a.tokenizer.encode(prompt)
   else:
     ids = [i % a.config.vocab_size for i in range(8)]
-  x, y = (_logits(c, ids) for c in (a, b))
+  x, y = (prompt_logits(c.config, c.load_params(), ids) for c in (a, b))
   largest = float(np.abs(x - y).max())
   print(f"logits of {len(ids)} tokens: largest difference {largest:g}")
   return [f"logits: by up to {largest:g}"] if largest else []
 
 
+def prompt_logits(
+  config: ModelConfig,
+  params: Params,
+  ids: Sequence[int],
+  lora: tuple[LoraLayer, ...] | None = None,
+) -> Float[np.ndarray, "T V"]:
+  """Float32 logits of one causal pass."""
+  module = Transformer(config)
+  positions = jnp.arange(len(ids), dtype=jnp.int32)[None]
+  tokens = jnp.asarray(ids, jnp.int32)[None]
+
+  def attend(q, k, v, memory):
+    return range_attention(q, k, v, positions + 1)[0], memory
+
+  @jax.jit
+  def run(params, lora):
+    none = (None,) * config.num_layers
+    out: Any = module.apply(
+      {"params": params}, tokens, positions, attend, none, lora
+    )
+    return head(module, params, out[0])
+
+  return np.asarray(run(params, lora)[0])
+
+
 class _Side:
-  """One of the two folders; `read` keeps the digest of what it read last."""
+  """One of the two folders, its tensors by their released names."""
 
   def __init__(self, opened: Checkpoint):
     self.folder = opened.folder
     self._tensors, _ = opened.match_tensors()
     self.names = {released_name(n): n for n in self._tensors.files}
-    self.sums = read_manifest(opened.folder)
-    self.digest = ""
+    manifest = read_manifest(opened.folder)
+    self.sums = {released_name(n): t["sha256"] for n, t in manifest.items()}
+
+  def kind(self, name: str) -> str:
+    own = self.names[name]
+    return f"{list(self._tensors.shape(own))} {self._tensors.dtype(own)}"
+
+  def digest(self, name: str) -> str:
+    return hashlib.sha256(bytes_of(self.read(name))).hexdigest()
 
   def read(self, name: str) -> np.ndarray:
     ((_, value),) = self._tensors.read([self.names[name]])
-    self.digest = hashlib.sha256(bytes_of(value)).hexdigest()
     return value
-
-  def damage(self, name: str) -> str:
-    """What is wrong with the tensor read last, by the folder's checksum."""
-    own = self.names[name]
-    if own in self.sums and self.sums[own]["sha256"] != self.digest:
-      return f"{name}: {self.folder} was changed since it was written"
-    return ""
 
 
 def _first_difference(x: np.ndarray, y: np.ndarray) -> str:
@@ -105,26 +136,6 @@ def _first_difference(x: np.ndarray, y: np.ndarray) -> str:
     f"{len(bad)} of {x.size} values, first at {bad[0].tolist()}: {x[at]:g} and"
     f" {y[at]:g}"
   )
-
-
-def _logits(opened: Checkpoint, ids: list[int]) -> np.ndarray:
-  """Float32 logits [T, V] of a causal pass."""
-  config = opened.config
-  params = opened.load_params()
-  module = Transformer(config)
-  positions = jnp.arange(len(ids), dtype=jnp.int32)[None]
-
-  def attend(q, k, v, memory):
-    return range_attention(q, k, v, positions + 1)[0], memory
-
-  out: Any = module.apply(
-    {"params": params},
-    jnp.asarray(ids, jnp.int32)[None],
-    positions,
-    attend,
-    (None,) * config.num_layers,
-  )
-  return np.asarray(head(module, params, out[0])[0])
 
 
 def _changes(a: Any, b: Any) -> str:

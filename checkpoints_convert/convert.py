@@ -11,13 +11,14 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from checkpoints_convert import folders, hf_folder
+from checkpoints_convert import folders, hf_folder, int8
 from checkpoints_convert.lazy import Lazy
 from checkpoints_convert.names import Tensor
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.checkpoint import Checkpoint
-from nemodiff_jax.io.lora import Peft
+from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
+from nemodiff_jax.io.lora import Peft, read_peft
 from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, read_manifest
 
 _UNITS = ("B", "kB", "MB", "GB")
@@ -43,6 +44,57 @@ class Item:
 
 # Writes the tensors into a folder.
 Layout = Callable[[Path, Sequence[Item]], None]
+
+
+def convert(
+  source: str,
+  target: str,
+  layout: Layout,
+  *,
+  dtype: Any = None,
+  scheme: str = "none",
+  shard_size: int | None = None,
+  merge_lora: str | None = None,
+  overwrite: bool = False,
+  dry_run: bool = False,
+) -> None:
+  """Converts a folder, whatever its layout, and what lies beside its weights.
+
+  Args:
+    source: a folder, or a name on the hub.
+    target: folder to write.
+    layout: `to_orbax` or `to_hf`.
+    dtype: to store; None keeps each tensor's own.
+    scheme: 'int8' to quantise every kernel; what is quantised stays so.
+    shard_size: most bytes of a file; None keeps the files of the source.
+    merge_lora: PEFT folder to add to the weights, 'own' for the source's; its
+      drafter is then not carried along.
+    overwrite: replace a checkpoint that is at the target.
+    dry_run: only print what would be written.
+
+  Raises:
+    UserError: the source cannot be read, or the target not written.
+  """
+  opened = open_checkpoint(source)
+  own = opened.folder / LORA_FOLDER
+  lora = own if merge_lora == "own" else merge_lora and Path(merge_lora)
+  peft = read_peft(lora, opened.config) if lora else None
+  items = plan(opened, dtype, peft)
+  quantize = opened.scheme != scheme == "int8"
+  if quantize:
+    items = _quantized(items)
+  if shard_size is not None:
+    items = reshard(items, shard_size)
+
+  def beside(folder: Path) -> None:
+    folders.copy_side_files(opened.folder, folder, lora=peft is None)
+    if quantize:
+      int8.mark(folder)
+
+  folders.check_apart(opened.folder, Path(target))
+  print(f"{source} -> {target}\n{summary(items, layout)}")
+  if not dry_run:
+    build(Path(target), items, layout, beside, overwrite)
 
 
 def plan(
@@ -207,6 +259,23 @@ def check_finite(value: np.ndarray, what: str) -> None:
       )
 
 
+def _quantized(items: Sequence[Item]) -> list[Item]:
+  """The items, each kernel in int8 with its scale behind it."""
+  out = []
+  for item in items:
+    place = item.place
+    if place is None or place.path[-1] != "kernel":
+      out.append(item)
+      continue
+    kernel, scale = int8.quantized(item.value)
+    where = Tensor((*place.path[:-1], "scale"), scale.shape, False)
+    out += [
+      dataclasses.replace(item, value=kernel),
+      Item(f"{item.name}_scale", item.file, scale, where),
+    ]
+  return out
+
+
 def _merged(value: np.ndarray, peft: Peft, layer: int) -> np.ndarray:
   a, b = (x.astype(np.float32) for x in peft.layers[layer])
   return value.astype(np.float32) + np.float32(peft.scale) * (b @ a)
@@ -222,7 +291,7 @@ def _watched(item: Item, sums: dict[str, str], bar: Any) -> Item:
   """The item; reading it notes its checksum and moves the bar."""
 
   def read():
-    value = item.value.read()
+    value = np.ascontiguousarray(item.value.read())
     data = hf_folder.bytes_of(value)
     sums[item.name] = hashlib.sha256(data).hexdigest()
     bar.update(len(data))

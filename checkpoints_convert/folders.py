@@ -33,9 +33,9 @@ def new_folder(
   older = target.with_name(f".{target.name}.older")
   partial.mkdir(parents=True, exist_ok=True)
   with _locked(partial, target):
-    _bring_back(older, target)
-    check_target(target, overwrite)
     try:
+      _bring_back(older, target)
+      check_target(target, overwrite)
       _empty(partial)
       yield partial
       _flush(partial)

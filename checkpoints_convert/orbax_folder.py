@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_convert.lazy import Lazy, lazy
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.orbax import quiet
 
 _CHUNK_BYTES = 64 * 2**20  # A shard is read without the rest of its array.
@@ -38,15 +39,14 @@ def write_params(folder: Path, tree: Mapping[str, Any]) -> None:
     (Lazy, Handler(deepcopy_host_arrays=False)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns without it.
   )
-  with (
-    quiet(),
-    ocp.Checkpointer(
-      ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    ) as checkpointer,
-  ):
-    checkpointer.save(
-      folder.absolute(),
-      args=ocp.args.PyTreeSave(
-        leaves, save_args=jax.tree.map(lambda _: chunked, leaves)
-      ),
-    )
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  args = ocp.args.PyTreeSave(
+    leaves, save_args=jax.tree.map(lambda _: chunked, leaves)
+  )
+  try:
+    with quiet(), ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(folder.absolute(), args=args)
+  except UserError:  # A leaf that could not be read.
+    raise
+  except ValueError as e:  # TensorStore's, whatever the disk says.
+    raise OSError(f"{folder.name}: {e}") from e

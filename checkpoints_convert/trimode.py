@@ -1,7 +1,6 @@
 """Makes tri-mode checkpoints out of autoregressive ones, to train from."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,31 @@ from nemodiff_jax.nn.config import ModelConfig, to_hf
 from nemodiff_jax.text.tokenizer import load_tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
-class TriMode:
-  """What a tri-mode folder is written from.
-
-  Attributes:
-    items: tensors under their released names, a head among them.
-    beside: writes config and tokenizer into a folder.
-  """
-
-  items: list[convert.Item]
-  beside: Callable[[Path], None]
-
-
-def from_ar(
-  source: str, mask: str, block_size: int, dtype: Any = None
-) -> TriMode:
-  """Plans the conversion of an autoregressive model.
+def ar_to_trimode(
+  source: str,
+  target: str,
+  mask: str,
+  block_size: int,
+  *,
+  dtype: Any = None,
+  overwrite: bool = False,
+  dry_run: bool = False,
+) -> None:
+  """Writes a folder in the released layout from an autoregressive model.
 
   Args:
     source: a Ministral-3 folder or hub name, or a GGUF file of the Llama
       family.
+    target: folder to write.
     mask: name or id of a token that texts never hold.
     block_size: default block length of the result.
     dtype: to store; None: that of the source, float32 for GGUF.
+    overwrite: replace a checkpoint that is at the target.
+    dry_run: only print what would be written.
 
   Raises:
-    UserError: the source cannot be read; `beside` raises it for the mask.
+    UserError: the source cannot be read, the target not written, or the mask
+      is no token for it.
   """
   if source.endswith(".gguf"):
     gguf = Gguf(Path(source))
@@ -60,7 +57,11 @@ def from_ar(
     tri_mode = dataclasses.replace(untied, mask_id=found)
     hf_folder.write_json(folder / "config.json", to_hf(tri_mode))
 
-  return TriMode(_with_head(items, tensor_table(untied)), beside)
+  items = _with_head(items, tensor_table(untied))
+  folders.check_apart(Path(source), Path(target))
+  print(f"{source} -> {target}\n{convert.summary(items, convert.to_hf)}")
+  if not dry_run:
+    convert.build(Path(target), items, convert.to_hf, beside, overwrite)
 
 
 def mask_id(mask: str, folder: Path, config: ModelConfig) -> int:

@@ -27,7 +27,7 @@ from pallas_kernels.range_attention.dispatch import IMPLEMENTATIONS
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "Folder in the Hugging Face layout, or org/name[@revision] on the hub."
+  "Hugging Face or Orbax folder, or org/name[@revision] on the hub."
   " Default: the embedded checkpoint.",
 )
 MODE = flags.DEFINE_enum(

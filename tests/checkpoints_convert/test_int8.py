@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import convert, folders, int8
+from checkpoints_convert import convert
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
@@ -17,18 +17,8 @@ from nemodiff_jax.nn.sharding import make_mesh
 from tests import helpers
 
 
-def write(target, source, layout, quantize=True):
-  opened = open_checkpoint(str(source))
-  items = convert.plan(opened)
-
-  def beside(folder):
-    folders.copy_side_files(opened.folder, folder)
-    if quantize:
-      int8.mark(folder)
-
-  convert.build(
-    target, int8.quantized(items) if quantize else items, layout, beside
-  )
+def write(target, source, layout, scheme="none"):
+  convert.convert(str(source), str(target), layout, scheme=scheme)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +28,8 @@ def folders8(tmp_path_factory):
   helpers.write_checkpoint(
     path / "float", helpers.make_tiny(vocab_size=96), lora=True
   )
-  write(path / "orbax", path / "float", convert.to_orbax)
-  write(path / "hf", path / "orbax", convert.to_hf, quantize=False)
+  write(path / "orbax", path / "float", convert.to_orbax, "int8")
+  write(path / "hf", path / "orbax", convert.to_hf)
   return path
 
 
@@ -94,7 +84,7 @@ def test_what_needs_the_full_precision_is_refused(folders8):
 
 def test_a_folder_that_does_not_say_so_is_refused(folders8, tmp_path):
   target = tmp_path / "unmarked"
-  write(target, folders8 / "hf", convert.to_hf, quantize=False)
+  write(target, folders8 / "hf", convert.to_hf)
   config = json.loads((target / "config.json").read_text())
   del config["quantization_config"]
   (target / "config.json").write_text(json.dumps(config))
@@ -106,7 +96,7 @@ def test_a_folder_that_does_not_say_so_is_refused(folders8, tmp_path):
 
 def test_a_float_kernel_among_int8_is_named(folders8, tmp_path):
   target = tmp_path / "mixed"
-  write(target, folders8 / "hf", convert.to_hf, quantize=False)
+  write(target, folders8 / "hf", convert.to_hf)
   file = target / "model.safetensors"
   tensors = load_file(file)
   name = "diffusion_head.weight"

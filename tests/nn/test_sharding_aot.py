@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 @pytest.mark.parametrize(
   ("mode", "scheme", "layers"),
   [
-    ("ar", "int8", 1),
-    ("linear_spec", "none", 2),
+    ("ar", "int8", 2),
     pytest.param("ar", "none", 2, marks=pytest.mark.slow),
+    pytest.param("linear_spec", "none", 2, marks=pytest.mark.slow),
     pytest.param("diffusion", "none", 2, marks=pytest.mark.slow),
     pytest.param("quadratic_spec", "int8", 2, marks=pytest.mark.slow),
     pytest.param("linear_spec", "none", 40, marks=pytest.mark.slow),
