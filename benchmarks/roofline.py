@@ -60,6 +60,10 @@ def single(chip: Chip, name: str) -> None:
   print("| pass | queries | ms | / ar pass | int8 ms | tok/s |")
   print("|---|---|---|---|---|---|")
   model = preset(name)
+  read = weight_bytes(Program(model, "ar").weights())
+  head = 2 * model.vocab_size * model.hidden_size
+  print(f"weights read per pass {read / 1e9:.2f} GB, of these the head"
+        f" {head / 1e9:.2f}\n")  # fmt: skip
   ar = pass_seconds(chip, model, 1)
   linear = pass_seconds(chip, model, 32)
   for what, queries in PASSES.items():

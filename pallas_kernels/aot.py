@@ -3,7 +3,8 @@
 The CUDA plugin of JAX compiles for any chip that is described to it, so shared
 memory, spills, copies, temporary memory and CUDA graphs can be checked on a
 CPU. Nothing runs, and nothing is autotuned: the choice between GEMM backends
-and tiles can differ on the device.
+and tiles can differ on the device. A process compiles Mosaic kernels for one
+kind of chip: their compiler keeps the first it met.
 
     pip install -e '.[aot]'        # Linux, Python 3.12; brings ptxas as well
     JAX_PLATFORMS=cpu python ...

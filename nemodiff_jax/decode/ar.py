@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from nemodiff_jax.decode.sampling import choose, trace
+from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -28,10 +28,9 @@ def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """Commits the last token and predicts the next."""
   causal = jnp.ones_like(state.running)
-  logits, state = block_pass(decoder, weights, state, causal)
+  hidden, state = block_pass(decoder, weights, state, causal)
   lengths = state.lengths + state.running.astype(jnp.int32)
-  token = choose(decoder, logits, lengths[:, None], state.rows)
-  token = end_thinking(state, token, lengths[:, None])
-  state = trace(decoder, state, logits, token)
+  token, sure = read(decoder, weights, hidden, lengths[:, None], state)
+  state = trace(decoder, state, token, sure)
   state = replace(state, block=token, lengths=lengths)
   return emit(state, token, jnp.ones_like(state.count))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from nemodiff_jax.decode.commit import reveal, schedule
-from nemodiff_jax.decode.sampling import choose, confidence, trace
+from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -39,16 +39,15 @@ def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """One pass: each row denoises its block or commits it."""
   commit = state.phase == COMMIT
-  logits, state = block_pass(decoder, weights, state, commit)
+  hidden, state = block_pass(decoder, weights, state, commit)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = commit[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
-  picked = choose(decoder, logits, positions, state.rows)
-  state = trace(decoder, state, logits, picked)
+  picked, sure = read(decoder, weights, hidden, positions, state, think=False)
+  state = trace(decoder, state, picked, sure)
 
   rows = state.rows
   quota = schedule(state.masked, rows.steps, state.turn, rows.threshold)
-  sure = confidence(logits, picked.token)
   shown = reveal(sure, _open(decoder, state), rows.threshold, quota)
   denoised = select(shown, picked, state.block)
   move = jnp.where(commit & state.running, decoder.block, 0)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.commit import reveal
-from nemodiff_jax.decode.sampling import choose, confidence, trace
+from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -38,17 +38,16 @@ def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """One pass: each row drafts its block or verifies it."""
   verify = state.phase == VERIFY
-  logits, state = block_pass(decoder, weights, state, verify)
+  hidden, state = block_pass(decoder, weights, state, verify)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = verify[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
-  picked = choose(decoder, logits, positions, state.rows)
-  picked = end_thinking(state, picked, positions)
-  state = trace(decoder, state, logits, picked)
+  picked, sure = read(decoder, weights, hidden, positions, state)
+  state = trace(decoder, state, picked, sure)
 
   masked = state.block.token == decoder.mask_id
   shown = reveal(
-    confidence(logits, picked.token),
+    sure,
     masked,
     state.rows.draft_threshold,
     jnp.ones_like(state.count),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from nemodiff_jax.decode import ar, diffusion, linear_spec, quadratic_spec
-from nemodiff_jax.decode.sampling import choose
+from nemodiff_jax.decode.sampling import read
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -24,7 +24,7 @@ from nemodiff_jax.decode.state import (
 )
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import KVCache, init_cache
-from nemodiff_jax.nn.model import cached_pass, head
+from nemodiff_jax.nn.model import cached_pass
 
 MODE = {
   "ar": ar,
@@ -150,7 +150,7 @@ def _begin(
   else:
     hidden = hidden[:, -1:]
   slot = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
-  logits = head(decoder.module, weights.params, hidden)
-  first = choose(decoder, logits, lengths[:, None] + slot, rows)
+  at = lengths[:, None] + slot
   state = new_state(decoder, cache, rows, lengths)
+  first, _ = read(decoder, weights, hidden, at, state, think=False)
   return MODE[decoder.mode].begin(decoder, state, first)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nemodiff_jax.decode.sampling import choose, trace
+from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -23,7 +23,7 @@ from nemodiff_jax.decode.state import (
 )
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass
-from nemodiff_jax.nn.model import cached_pass, head
+from nemodiff_jax.nn.model import cached_pass
 
 
 def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
@@ -38,22 +38,18 @@ def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """Verifies the draft and picks the next one."""
   hidden, state = quadratic_pass(decoder, weights, state)
-  read = lambda x: head(decoder.module, weights.params, x)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   after = state.lengths[:, None] + slot + 1
-  logits = read(hidden[:, :, 0])
-  verified = choose(decoder, logits, after, state.rows)
-  verified = end_thinking(state, verified, after)
-  state = trace(decoder, state, logits, verified)
+  verified, sure = read(decoder, weights, hidden[:, :, 0], after, state)
+  state = trace(decoder, state, verified, sure)
   count = accept(state.block.token, verified.token)
   known = last_accepted(verified, count)
 
   row = (count - 1)[:, None, None, None]
   ahead = jnp.take_along_axis(hidden, row, 1)[:, 0, 2:]
   behind = (state.lengths + count)[:, None] + slot[:, 1:]
-  drafts = choose(decoder, read(ahead), behind, state.rows)
   state = take_accepted(state, verified, count)
-  drafts = end_thinking(state, drafts, behind)
+  drafts, _ = read(decoder, weights, ahead, behind, state)
   block = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), known, drafts)
   return replace(state, block=block)
 

@@ -17,7 +17,51 @@ from nemodiff_jax.decode.state import (
   Picked,
   Proposed,
   Rows,
+  Weights,
+  end_thinking,
 )
+from nemodiff_jax.nn.model import head
+
+# Positions whose logits exist at a time: 256 MiB at 131072 ids.
+MAX_READ = 512
+
+
+def read(
+  decoder: Decoder,
+  weights: Weights,
+  hidden: Float[Array, "B T D"],
+  positions: Int[Array, "B T"],
+  state: DecodeState,
+  *,
+  think: bool = True,
+) -> tuple[Picked, Float[Array, "B T"]]:
+  """The tokens of hidden states, and how sure the model is of each.
+
+  A few rows of the batch at a time, so that logits never grow with it.
+
+  Args:
+    decoder: static part.
+    weights: parameters.
+    hidden: hidden states.
+    positions: absolute position of each token.
+    state: of the batch.
+    think: whether a thinking budget can end among these tokens.
+  """
+
+  def some(rows: slice) -> tuple[Picked, Array]:
+    part, at = jax.tree.map(lambda x: x[rows], (state, positions))
+    logits = head(decoder.module, weights.params, hidden[rows])
+    picked = choose(decoder, logits, at, part.rows)
+    if think:
+      picked = end_thinking(part, picked, at)
+    return picked, confidence(logits, picked.token)
+
+  batch, slots = positions.shape
+  size = max(1, MAX_READ // max(1, slots))
+  if batch <= size:
+    return some(slice(None))
+  parts = [some(slice(i, i + size)) for i in range(0, batch, size)]
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def choose(
@@ -57,13 +101,12 @@ def confidence(
 def trace(
   decoder: Decoder,
   state: DecodeState,
-  logits: Float[Array, "B C V"],
   picked: Picked,
+  sure: Float[Array, "B C"],
 ) -> DecodeState:
   """Keeps what a pass proposed, if the run is traced."""
   if not decoder.traced:
     return state
-  sure = confidence(logits, picked.token)
   return replace(state, proposed=Proposed(picked.token, sure))
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.lora import LoraLayer
-from nemodiff_jax.nn.model import Params, Transformer, cached_pass, head
+from nemodiff_jax.nn.model import Params, Transformer, cached_pass
 
 RUNNING, STOPPED, FULL = 0, 1, 2  # Values of DecodeState.status.
 
@@ -238,8 +238,8 @@ def block_pass(
   weights: Weights,
   state: DecodeState,
   causal: Bool[Array, "B"],
-) -> tuple[Float[Array, "B C V"], DecodeState]:
-  """Runs each row's block behind its committed prefix.
+) -> tuple[Float[Array, "B C D"], DecodeState]:
+  """Hidden states of each row's block behind its committed prefix.
 
   A causal row sees, from slot i, the prefix and slots 0..i; any other row
   sees the whole block. The drafter works in the rows that are not causal.
@@ -265,9 +265,8 @@ def block_pass(
     weights.lora,
     ~causal,
   )
-  logits = head(decoder.module, weights.params, hidden)
   nfe = state.nfe + state.running.astype(jnp.int32)
-  return logits, replace(state, cache=cache, nfe=nfe)
+  return hidden, replace(state, cache=cache, nfe=nfe)
 
 
 def is_stop(tokens: Int[Array, "B T"], rows: Rows) -> Bool[Array, "B T"]:

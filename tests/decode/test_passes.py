@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemodiff_jax.decode import driver, generate, quadratic_spec
+from nemodiff_jax.decode import driver, generate, quadratic_spec, sampling
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.decode.prefill import bucket, chunk_width
-from nemodiff_jax.decode.state import Picked, block_pass
+from nemodiff_jax.decode.state import Picked
+from nemodiff_jax.decode.state import block_pass as hidden_pass
 from nemodiff_jax.nn.model import head
 from tests import helpers
 
@@ -29,6 +30,11 @@ def started(tiny, mode, size=8, sizes=SIZES, **row):
 
 def read(tiny, hidden):
   return np.asarray(head(tiny.module, tiny.params, hidden))
+
+
+def block_pass(decoder, weights, state, causal):
+  hidden, state = hidden_pass(decoder, weights, state, causal)
+  return head(decoder.module, weights.params, hidden), state
 
 
 def test_quadratic_column_zero_is_verification(tiny):
@@ -104,6 +110,27 @@ def test_ended_rows_see_and_write_nothing(tiny):
     np.testing.assert_array_equal(old[1:], new[1:])
     assert (old[0] != new[0]).any()
   np.testing.assert_array_equal(after.nfe - state.nfe, [1, 0, 0])
+
+
+def test_logits_do_not_grow_with_the_batch(tiny, monkeypatch):
+  """A few rows at a time, with the same tokens and confidences."""
+  decoder, weights, state = started(tiny, "linear_spec", temperature=0.7)
+  causal = jnp.ones(len(SIZES), bool)
+  hidden, state = hidden_pass(decoder, weights, state, causal)
+  at = state.lengths[:, None] + jnp.arange(8, dtype=jnp.int32)[None]
+
+  def read():
+    again = lambda: sampling.read(decoder, weights, hidden, at, state)
+    whole = f"f32[3,8,{tiny.config.vocab_size}]"
+    return again(), whole in str(jax.make_jaxpr(again)())
+
+  want, grown = read()
+  assert grown
+  monkeypatch.setattr(sampling, "MAX_READ", 17)  # Two rows, then one.
+  got, grown = read()
+  assert not grown
+  np.testing.assert_array_equal(got[0].token, want[0].token)
+  np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
 
 
 def test_state_is_printable(tiny):

@@ -67,6 +67,25 @@ def test_interpreted_kernel_matches_dense_float64(shape, tmp_path):
   np.testing.assert_allclose(lse, want_lse, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+  "shape",
+  [(2, 5, 99, 6, 2, 64), (1, 33, 300, 32, 8, 128), (3, 1, 999, 8, 2, 128)],
+)
+def test_on_a_gpu_matches_dense_float64(shape):
+  *given, k_end, _ = make(shape, 0)
+  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in given)
+  mask = np.arange(shape[2]) < k_end[..., None]
+  want_out, want_lse = dense(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+  for row, end in enumerate(k_end.max(1)):
+    k, v = (x.at[row, end:].set(jnp.nan) for x in (k, v))
+  out, lse = range_attention(
+    q, k, v, jnp.asarray(k_end), implementation="triton"
+  )
+  np.testing.assert_allclose(out.astype(jnp.float32), want_out, atol=2e-2)
+  np.testing.assert_allclose(lse, want_lse, rtol=1e-2, atol=1e-2)
+
+
 def joined(out, lse):
   """Shares of the keys as one, in float64."""
   lse = lse.astype(np.float64)
