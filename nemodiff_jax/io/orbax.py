@@ -55,7 +55,7 @@ class OrbaxTensors:
     if not int8 and leaf.dtype not in FLOATS.values():
       raise UserError(
         f"{leaf.item}: tensor {name!r} should be of floats, got {leaf.dtype};"
-        " quantised checkpoints are not supported."
+        " quantised checkpoints of this kind are not supported."
       )
     return leaf.dtype
 

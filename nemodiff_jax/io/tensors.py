@@ -70,8 +70,8 @@ class TensorFolder:
     if kind not in FLOATS:
       raise UserError(
         f"{self.files[name]}: tensor {name!r} should be one of"
-        f" {sorted(FLOATS)}, got {kind}; such quantised checkpoints are not"
-        " supported."
+        f" {sorted(FLOATS)}, got {kind}; quantised checkpoints of this"
+        " kind are not supported."
       )
     return FLOATS[kind]
 
