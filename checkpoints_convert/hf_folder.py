@@ -1,4 +1,4 @@
-"""Writes a folder in the released layout, whole or in shards."""
+"""Writes folders in the Hugging Face layout, one tensor in memory at a time."""
 
 import json
 import os
@@ -6,10 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from checkpoints_convert.lazy import Lazy
 from checkpoints_convert.names import Tensor
+
+SINGLE = "model.safetensors"
+_CODES = {
+  np.dtype(np.float64): "F64",
+  np.dtype(np.float32): "F32",
+  np.dtype(np.float16): "F16",
+  np.dtype(ml_dtypes.bfloat16): "BF16",
+  np.dtype(np.int8): "I8",
+}
 
 
 def write_folder(
@@ -33,29 +44,74 @@ def write_folder(
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  write_json(folder / "config.json", config)
   tensors = {}
   for name, tensor in table.items():
-    leaf = params
+    leaf: Any = params
     for key in tensor.path:
       leaf = leaf[key]
-    value = np.asarray(leaf).T if tensor.transposed else np.asarray(leaf)
-    tensors[name] = np.ascontiguousarray(value.astype(dtype or value.dtype))
-  _write_json(folder / "config.json", config)
-  if shards == 1:
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    def read(leaf=leaf, transposed=tensor.transposed):
+      value = np.asarray(leaf).T if transposed else np.asarray(leaf)
+      return value.astype(dtype or value.dtype, copy=False)
+
+    tensors[name] = Lazy(tensor.shape, np.dtype(dtype or leaf.dtype), read)
+  spread = [dict(list(tensors.items())[i::shards]) for i in range(shards)]
+  write_files(folder, named_files(spread))
+
+
+def named_files(
+  parts: list[dict[str, Lazy]],
+) -> dict[str, dict[str, Lazy]]:
+  """Names the shards: model.safetensors, or model-00001-of-0000N."""
+  if len(parts) == 1:
+    return {SINGLE: parts[0]}
+  return {
+    f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors": part
+    for i, part in enumerate(parts)
+  }
+
+
+def write_files(folder: Path, files: Mapping[str, Mapping[str, Lazy]]) -> None:
+  """Writes the weights: files of tensors, and an index unless it is SINGLE."""
+  for file, tensors in files.items():
+    write_safetensors(folder / file, tensors)
+  if list(files) == [SINGLE]:
     return
-  names = list(tensors)
-  weight_map = {}
-  for i in range(shards):
-    file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-    part = {name: tensors[name] for name in names[i::shards]}
-    save_file(part, folder / file, {"format": "pt"})
-    weight_map |= dict.fromkeys(part, file)
-  size = sum(x.nbytes for x in tensors.values())
-  _write_json(
-    folder / "model.safetensors.index.json",
-    {"metadata": {"total_size": size}, "weight_map": weight_map},
+  total = sum(x.nbytes for part in files.values() for x in part.values())
+  weight_map = {name: file for file, part in files.items() for name in part}
+  write_json(
+    folder / f"{SINGLE}.index.json",
+    {"metadata": {"total_size": total}, "weight_map": weight_map},
   )
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Lazy]) -> None:
+  """Writes one file: length and text of the header, then the tensors' bytes.
+
+  safetensors' own writer takes all tensors of a file at once; this one holds
+  one at a time.
+  """
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for name, tensor in tensors.items():
+    start, end = end, end + tensor.nbytes
+    header[name] = {
+      "dtype": _CODES[tensor.dtype],
+      "shape": tensor.shape,
+      "data_offsets": [start, end],
+    }
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+      file.write(bytes_of(tensor.read()))
+
+
+def bytes_of(value: np.ndarray) -> memoryview:
+  """The array's bytes in C order; not copied where they lie so already."""
+  return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def write_lora(
@@ -85,8 +141,9 @@ def write_lora(
     "target_modules": ["o_proj"],
     "inference_mode": True,
   }
-  _write_json(folder / "adapter_config.json", config)
+  write_json(folder / "adapter_config.json", config)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object, indented."""
   path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ checkpoints and [in, out] in the parameter tree.
 
 import dataclasses
 import difflib
+import re
 
 STEMS = (
   ("encoder.", "diffusion_head.weight"),  # nemotron_labs_diffusion
@@ -21,6 +22,21 @@ VISION = (
   "model.vision_tower.",
   "model.multi_modal_projector.",
 )
+GGUF = {  # Of the Llama family: blk.N.X.weight, and these without a number.
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "attn_norm": "input_layernorm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
+  "ffn_norm": "post_attention_layernorm",
+  "token_embd": "encoder.embed_tokens",
+  "output_norm": "encoder.norm",
+  "output": "diffusion_head",
+}
+_GGUF_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +97,16 @@ def released_tensors(
   return table
 
 
+def with_scales(table: dict[str, Tensor]) -> dict[str, Tensor]:
+  """The table of the checkpoint in int8: every kernel has a scale beside it."""
+  scales = {
+    f"{name}_scale": Tensor((*t.path[:-1], "scale"), t.shape[:1], False)
+    for name, t in table.items()
+    if t.path[-1] == "kernel"
+  }
+  return table | scales
+
+
 def released_name(name: str) -> str:
   """The released name of a tensor of any layout; unknown names unchanged."""
   for stem, head in STEMS:
@@ -89,6 +115,15 @@ def released_name(name: str) -> str:
     if name.startswith(stem):
       return "encoder." + name.removeprefix(stem)
   return name
+
+
+def gguf_name(name: str) -> str:
+  """The released name of a GGUF tensor; unknown names unchanged."""
+  match = _GGUF_NAME.fullmatch(name)
+  if not match or match[2] not in GGUF:
+    return name
+  layer = f"encoder.layers.{match[1]}." if match[1] else ""
+  return f"{layer}{GGUF[match[2]]}.weight"
 
 
 def is_vision(name: str) -> bool:

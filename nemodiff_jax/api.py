@@ -26,6 +26,8 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import Transformer
+from nemodiff_jax.nn.quantize import check_scheme, scheme_of
+from nemodiff_jax.nn.sharding import make_mesh
 from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
 from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
@@ -171,6 +173,8 @@ def load(
   dtype: str | None = None,
   lora: str | None = None,
   attention: str | None = None,
+  quantize: str = "none",
+  mesh: str | None = None,
 ) -> Model:
   """Loads a checkpoint.
 
@@ -181,13 +185,16 @@ def load(
     lora: PEFT folder of the drafter; None: the checkpoint's own, if it has
       one; 'none': no drafter.
     attention: 'xla', 'mosaic', 'triton' or None to choose.
+    quantize: 'none', or 'int8' weights: half the bytes of bfloat16.
+    mesh: 'tensor:n' to share the model among the first n devices.
 
   Raises:
     UserError: what is wrong with the checkpoint, and what to do.
   """
   if dtype not in (None, *DTYPES):
     raise UserError(f"dtype should be one of {DTYPES}, got {dtype!r}.")
-  return load_model(open_checkpoint(checkpoint), dtype, lora, attention)
+  opened = open_checkpoint(checkpoint)
+  return load_model(opened, dtype, lora, attention, quantize, mesh)
 
 
 def load_model(
@@ -195,16 +202,25 @@ def load_model(
   dtype: str | None = None,
   lora: str | None = None,
   attention: str | None = None,
+  quantize: str = "none",
+  mesh: str | None = None,
 ) -> Model:
   """Reads the weights of an opened checkpoint; arguments as in `load`."""
   check_attention(attention, checkpoint.config, dtype)
-  dtype = dtype or default_dtype()
-  module = Transformer(checkpoint.config, jnp.dtype(dtype))
-  check_memory(checkpoint.config, DecodeConfig(), dtype, 1, 1, 1)
-  drafter = checkpoint.load_lora(lora, dtype)
-  weights = Weights(checkpoint.load_params(dtype), drafter)
+  dtype, config = dtype or default_dtype(), checkpoint.config
+  check_scheme(quantize)
+  devices = None if mesh is None else make_mesh(mesh, config)
+  scheme = checkpoint.loaded_scheme(quantize)
+  count = devices.size if devices else 1
+  check_memory(
+    config, DecodeConfig(), dtype, 1, 1, 1, scheme=scheme, devices=count
+  )
+  module = Transformer(config, jnp.dtype(dtype), devices)
+  drafter = checkpoint.load_lora(lora, dtype, devices)
+  params = checkpoint.load_params(dtype, quantize, devices)
+  weights = Weights(params, drafter)
   return Model(
-    checkpoint.config,
+    config,
     checkpoint.tokenizer,
     checkpoint.template,
     module,
@@ -304,9 +320,17 @@ def check_batch(
   """Raises a UserError if a batch cannot fit beside the parameters."""
   longest = max(map(len, prompts))
   most = max(s.max_new_tokens for s in settings)
-  dtype = model.module.dtype
+  module = model.module
   check_memory(
-    model.config, config, dtype, batch_size, longest, most, loaded=True
+    model.config,
+    config,
+    module.dtype,
+    batch_size,
+    longest,
+    most,
+    loaded=True,
+    scheme=scheme_of(model.weights.params),
+    devices=module.mesh.size if module.mesh else 1,
   )
 
 

@@ -20,12 +20,14 @@ from nemodiff_jax.decode.config import (
 )
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.nn.quantize import SCHEMES
+from nemodiff_jax.nn.sharding import make_mesh
 from pallas_kernels.range_attention.dispatch import IMPLEMENTATIONS
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "Folder in the Hugging Face layout, or org/name[@revision] on the hub."
+  "Hugging Face or Orbax folder, or org/name[@revision] on the hub."
   " Default: the embedded checkpoint.",
 )
 MODE = flags.DEFINE_enum(
@@ -106,6 +108,18 @@ DTYPE = flags.DEFINE_enum(
   api.DTYPES,
   "Of weights and cache. Default: float32 on CPU, bfloat16 elsewhere.",
 )
+QUANTIZE = flags.DEFINE_enum(
+  "quantize",
+  "none",
+  SCHEMES,
+  "int8: weights in a quarter of float32's bytes, half of bfloat16's, rounded"
+  " per output channel as they are read; embedding and norms stay.",
+)
+MESH = flags.DEFINE_string(
+  "mesh",
+  None,
+  "tensor:n: share the model among the first n devices. Default: one device.",
+)
 BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", api.BATCH_SIZE, "Prompts decoded together."
 )
@@ -157,9 +171,25 @@ def checkpoint() -> Checkpoint:
   return open_checkpoint(CHECKPOINT.value)
 
 
-def load(opened: Checkpoint) -> api.Model:
-  """Reads the weights as --dtype, --lora and --attention say."""
-  return api.load_model(opened, DTYPE.value, LORA.value, attention(opened))
+def load(opened: Checkpoint, drafter: bool = True) -> api.Model:
+  """Reads the weights as the flags say; the drafter only where it is used."""
+  return api.load_model(
+    opened,
+    DTYPE.value,
+    LORA.value if drafter else "none",
+    attention(opened),
+    QUANTIZE.value,
+    MESH.value,
+  )
+
+
+def devices(opened: Checkpoint) -> int:
+  """How many devices share the model.
+
+  Raises:
+    UserError: --mesh cannot be had on this machine, or for this model.
+  """
+  return make_mesh(MESH.value, opened.config).size if MESH.value else 1
 
 
 def attention(opened: Checkpoint) -> str | None:

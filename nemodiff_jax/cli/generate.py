@@ -64,6 +64,7 @@ def main() -> int:
   opened = shared.checkpoint()
   shared.attention(opened)  # Refuses what cannot run before much is read.
   config = shared.run_config(opened)
+  shared.devices(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
   reader = jobs.Reader(opened, row, limit, _CHAT.value, think)
   if file is not None:
@@ -73,7 +74,7 @@ def main() -> int:
   _check_fit(opened, config, [task], 1)
   if _OUTPUT.value is not None:
     return _job(opened, config, [task], 1, _settings(opened, config, row))
-  model = _load(opened, config)
+  model = shared.load(opened, config.mode == "linear_spec")
   if _TRACE.value:
     output = trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
   else:
@@ -105,7 +106,7 @@ def _job(
     print(f"{done} done before, {len(tasks)} to do", file=sys.stderr)
   if tasks:
     _check_fit(opened, config, tasks, size)
-    model = _load(opened, config)
+    model = shared.load(opened, config.mode == "linear_spec")
     outputs = api.generate_rows(
       model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
     )
@@ -124,14 +125,6 @@ def _job(
       file=sys.stderr,
     )
   return 3 if refused else 0
-
-
-def _load(opened: Checkpoint, config: DecodeConfig) -> api.Model:
-  """The weights; the drafter only where it is used."""
-  lora = shared.LORA.value if config.mode == "linear_spec" else "none"
-  return api.load_model(
-    opened, shared.DTYPE.value, lora, shared.attention(opened)
-  )
 
 
 def _if_it_fits(
@@ -159,6 +152,8 @@ def _check_fit(
     min(size, len(tasks)),
     max(len(t.prompt) for t in tasks),
     max(t.row.max_new_tokens for t in tasks),
+    scheme=opened.loaded_scheme(shared.QUANTIZE.value),
+    devices=shared.devices(opened),
   )
 
 
@@ -197,6 +192,7 @@ def _settings(
     "stop": list(row.stop),
     "lora": shared.LORA.value,
     "dtype": shared.DTYPE.value or api.default_dtype(),
+    "quantize": shared.QUANTIZE.value,
     "chat": _CHAT.value,
     "enable_thinking": shared.ENABLE_THINKING.value,
     "prompt": _PROMPT.value,

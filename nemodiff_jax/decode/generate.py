@@ -226,17 +226,7 @@ def start(
   kept: Kept | None = None,
 ) -> tuple[Decoder, Weights, DecodeState]:
   """Prefills a batch; what is returned goes to `driver`."""
-  sampled = [s for s in settings if s.temperature > 0]
-  decoder = Decoder(
-    module=module,
-    mode=config.mode,
-    block=1 if config.mode == "ar" else config.block_length,
-    sampled=bool(sampled),
-    filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
-    logprobs=max(_wanted(settings), default=None),
-    traced=traced,
-    attention=attention,
-  )
+  decoder = make_decoder(module, config, settings, attention, traced)
   if config.mode != "linear_spec":
     weights = dataclasses.replace(weights, lora=None)
   most = max(s.max_new_tokens for s in settings)
@@ -252,6 +242,27 @@ def start(
     padded = [*prompts, *[()] * padding]
     state = prefill(decoder, weights, padded, rows, capacity, cache, cached)
   return decoder, weights, state
+
+
+def make_decoder(
+  module: Transformer,
+  config: DecodeConfig,
+  settings: Sequence[RowSettings],
+  attention: str | None = None,
+  traced: bool = False,
+) -> Decoder:
+  """The static part of decoding a batch of these settings."""
+  sampled = [s for s in settings if s.temperature > 0]
+  return Decoder(
+    module=module,
+    mode=config.mode,
+    block=1 if config.mode == "ar" else config.block_length,
+    sampled=bool(sampled),
+    filtered=any(s.top_k or s.top_p < 1 or s.min_p for s in sampled),
+    logprobs=max(_wanted(settings), default=None),
+    traced=traced,
+    attention=attention,
+  )
 
 
 def cache_capacity(

@@ -11,7 +11,7 @@ from nemodiff_jax.decode.config import DecodeConfig
 from nemodiff_jax.decode.generate import cache_capacity, largest_pass
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
-from nemodiff_jax.nn.model import count_params, init_params
+from nemodiff_jax.nn.model import abstract_params
 from pallas_kernels.range_attention.reference import CHUNK
 
 _GIB = 2**30
@@ -19,7 +19,7 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """Bytes of a decode.
+  """Bytes of a decode, on each device.
 
   Attributes:
     params: parameters.
@@ -44,14 +44,21 @@ def estimate(
   batch: int,
   prompt: int,
   max_new_tokens: int,
+  *,
+  scheme: str = "none",
+  devices: int = 1,
 ) -> Needs:
-  """Estimates the bytes of decoding `batch` rows of up to `prompt` tokens."""
+  """Estimates the bytes of decoding `batch` rows of up to `prompt` tokens.
+
+  The parameters are quantised by `scheme` and shared by `devices`.
+  """
   item = jnp.dtype(dtype).itemsize
   capacity = cache_capacity(config, prompt, max_new_tokens)
   per_position = 2 * model.num_layers * model.num_kv_heads * model.head_dim
   queries, read = largest_pass(config, prompt)
-  scores = 3 * 4 * model.num_heads * min(CHUNK, capacity)
-  activations = item * (4 * model.hidden_size + 3 * model.intermediate_size)
+  scores = 3 * 4 * model.num_heads * min(CHUNK, capacity) // devices
+  ffn = model.intermediate_size // devices
+  activations = item * (4 * model.hidden_size + 3 * ffn)
   logits = 3 * 4 * read * model.vocab_size
   size = config.block_length
   if config.mode == "quadratic_spec":  # Scores of every row's masks.
@@ -59,8 +66,8 @@ def estimate(
   elif config.mode != "ar":  # Ranks of confidences.
     logits += 2 * 4 * size**2
   return Needs(
-    params=item * _count(model),
-    cache=item * batch * capacity * per_position,
+    params=param_bytes(model, jnp.dtype(dtype), scheme) // devices,
+    cache=item * batch * capacity * per_position // devices,
     work=batch * (logits + queries * (scores + activations)),
   )
 
@@ -74,6 +81,8 @@ def check_memory(
   max_new_tokens: int,
   *,
   loaded: bool = False,
+  scheme: str = "none",
+  devices: int = 1,
 ) -> None:
   """Refuses what cannot fit.
 
@@ -85,6 +94,8 @@ def check_memory(
     prompt: tokens of the longest prompt.
     max_new_tokens: most tokens any row may generate.
     loaded: the parameters are on the device already.
+    scheme: how the parameters are quantised.
+    devices: that share the model.
 
   Raises:
     UserError: too large; names the largest batch and length that fit.
@@ -93,13 +104,19 @@ def check_memory(
   if free is None:
     return
 
+  def needed(rows: int, length: int) -> Needs:
+    return estimate(
+      model, config, dtype, rows, length, max_new_tokens,
+      scheme=scheme, devices=devices,
+    )  # fmt: skip
+
   def fits(rows: int, length: int) -> bool:
-    needs = estimate(model, config, dtype, rows, length, max_new_tokens)
+    needs = needed(rows, length)
     return needs.total - (needs.params if loaded else 0) <= free
 
   if fits(batch, prompt):
     return
-  needs = estimate(model, config, dtype, batch, prompt, max_new_tokens)
+  needs = needed(batch, prompt)
   device = jax.local_devices()[0].device_kind
   message = (
     f"batch {batch} x length {prompt + max_new_tokens} needs about"
@@ -150,8 +167,7 @@ def free_memory() -> int | None:
 
 
 @functools.cache
-def _count(model: ModelConfig) -> int:
-  shapes = jax.eval_shape(
-    functools.partial(init_params, model), jax.random.key(0)
-  )
-  return count_params(shapes)
+def param_bytes(model: ModelConfig, dtype, scheme: str = "none") -> int:
+  """Bytes of the parameters of a model of this config."""
+  shapes = jax.tree.leaves(abstract_params(model, dtype, scheme))
+  return sum(x.size * x.dtype.itemsize for x in shapes)

@@ -75,8 +75,10 @@ def prefill(
   table = table.astype(np.int32)
 
   if cache is None:
-    config, dtype = decoder.module.config, decoder.module.dtype
-    cache = init_cache(config, len(prompts), capacity, dtype)
+    module = decoder.module
+    cache = init_cache(
+      module.config, len(prompts), capacity, module.dtype, module.mesh
+    )
   ends = jnp.asarray(lengths)
   for start in range(0, (chunks - 1) * width, width):
     part = slice(start, start + width)

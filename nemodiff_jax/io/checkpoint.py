@@ -9,18 +9,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from checkpoints_convert import names
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
-from nemodiff_jax.io.tensors import open_tensors
+from nemodiff_jax.io.orbax import OrbaxTensors, is_orbax
+from nemodiff_jax.io.tensors import TensorFolder, open_tensors
 from nemodiff_jax.nn.config import ModelConfig, from_hf
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
+from nemodiff_jax.nn.quantize import quantize_kernel, stored_scheme
+from nemodiff_jax.nn.sharding import shard_lora, spec
 from nemodiff_jax.text.chat import ChatTemplate, load_template
 from nemodiff_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+_AS_STORED = {"kernel": "int8", "scale": "float32"}  # In an int8 folder.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +39,38 @@ class Checkpoint:
     config: from config.json.
     tokenizer: None where the folder has none; token ids still work.
     template: for conversations; None where the folder has none.
+    scheme: how its tensors are quantised, one of `nn.quantize.SCHEMES`.
   """
 
   folder: Path
   config: ModelConfig
   tokenizer: Tokenizer | None
   template: ChatTemplate | None
+  scheme: str = "none"
 
-  def load_params(self, dtype=jnp.float32) -> Params:
-    """Reads the weights tensor by tensor into `dtype`.
+  @property
+  def table(self) -> dict[str, names.Tensor]:
+    """Every tensor of the model, by released name."""
+    table = tensor_table(self.config)
+    return table if self.scheme == "none" else names.with_scales(table)
+
+  def loaded_scheme(self, scheme: str) -> str:
+    """How parameters are held that are loaded with `scheme`."""
+    return scheme if self.scheme == "none" else self.scheme
+
+  def match_tensors(self) -> tuple[TensorFolder | OrbaxTensors, dict[str, str]]:
+    """The folder's tensors, and the released names of those of the model.
 
     Raises:
-      UserError: a tensor that is missing, unknown, of another shape, or not
-        finite; a file that is missing or cut short.
+      UserError: a tensor that is missing, unknown or of another shape; a file
+        that is missing or cut short.
     """
-    tensors = open_tensors(self.folder)
-    table = tensor_table(self.config)
+    table = self.table
+    tensors = (
+      OrbaxTensors(self.folder, table)
+      if is_orbax(self.folder)
+      else open_tensors(self.folder)
+    )
     wanted = _match(self.folder, list(tensors.files), table)
     for source, name in wanted.items():
       found, shape = tensors.shape(source), table[name].shape
@@ -56,10 +79,41 @@ class Checkpoint:
           f"{tensors.files[source]}: tensor {source!r} should have shape"
           f" {shape} by config.json, got {found}."
         )
+    return tensors, wanted
+
+  def load_params(
+    self, dtype=jnp.float32, scheme: str = "none", mesh: Mesh | None = None
+  ) -> Params:
+    """Reads the weights tensor by tensor into `dtype`.
+
+    Args:
+      dtype: of what is not quantised.
+      scheme: 'none' or 'int8', one of `nn.quantize.SCHEMES`; what is stored
+        in int8 stays so.
+      mesh: each of its devices gets its own part of every tensor, and no
+        more; None: one device.
+
+    Raises:
+      UserError: a tensor that is missing, unknown, of another shape, or not
+        finite; a file that is missing or cut short.
+    """
+    tensors, wanted = self.match_tensors()
+    table = self.table
     params: Params = {}
-    for source, value in tensors.read(list(wanted)):
+    for source, value in tensors.read(list(wanted), sliced=mesh is not None):
       tensor = table[wanted[source]]
-      array, finite = _place(value, tensor.transposed, jnp.dtype(dtype))
+      if mesh is not None:
+        value = _spread(value, tensor, mesh)
+      to = jnp.dtype(dtype)
+      if self.scheme != "none" and tensor.path[-1] in _AS_STORED:
+        to = jnp.dtype(_AS_STORED[tensor.path[-1]])
+        if tensors.dtype(source) != to:
+          raise UserError(
+            f"{tensors.files[source]}: tensor {source!r} should be {to} by"
+            f" config.json, got {tensors.dtype(source)}."
+          )
+      int8 = scheme == "int8" and self.scheme == "none"
+      leaves, finite = _place(value, tensor, to, int8, mesh)
       if not finite:
         raise UserError(
           f"{tensors.files[source]}: tensor {source!r} holds NaN or Inf"
@@ -68,11 +122,14 @@ class Checkpoint:
       node = params
       for key in tensor.path[:-1]:
         node = node.setdefault(key, {})
-      node[tensor.path[-1]] = array
+      node.update(leaves)
     return params
 
   def load_lora(
-    self, folder: str | None = None, dtype=jnp.float32
+    self,
+    folder: str | None = None,
+    dtype=jnp.float32,
+    mesh: Mesh | None = None,
   ) -> tuple[LoraLayer, ...] | None:
     """Reads the drafter.
 
@@ -80,13 +137,15 @@ class Checkpoint:
       folder: a PEFT folder; 'none' for no drafter; None for the checkpoint's
         own linear_spec_lora/, if it has one.
       dtype: of the result.
+      mesh: the devices that share the model; None: one device.
     """
     if folder == "none":
       return None
     own = self.folder / LORA_FOLDER
     if folder is None and not own.exists():
       return None
-    return load_lora(Path(folder) if folder else own, self.config, dtype)
+    lora = load_lora(Path(folder) if folder else own, self.config, dtype)
+    return lora if mesh is None else shard_lora(lora, mesh)
 
 
 def open_checkpoint(name: str | None) -> Checkpoint:
@@ -118,7 +177,11 @@ def open_checkpoint(name: str | None) -> Checkpoint:
   except (TypeError, AttributeError, ValueError) as e:
     raise UserError(f"{path}: a value is of the wrong type ({e}).") from e
   return Checkpoint(
-    folder, config, load_tokenizer(folder), load_template(folder)
+    folder,
+    config,
+    load_tokenizer(folder),
+    load_template(folder),
+    stored_scheme(given),
   )
 
 
@@ -167,15 +230,42 @@ def _match(
   return wanted
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _convert(value, transposed: bool, dtype):
+def _spread(value: Any, tensor: names.Tensor, mesh: Mesh) -> jax.Array:
+  """Reads each device's slice of a tensor, still in the checkpoint's layout."""
+  split = spec(tensor.path)
+  axes = [*split, *[None] * (len(tensor.shape) - len(split))]
+  where = NamedSharding(mesh, P(*axes[:: -1 if tensor.transposed else 1]))
+  return jax.make_array_from_callback(
+    tensor.shape, where, lambda index: value[index]
+  )
+
+
+def _place(
+  value: Any, tensor: names.Tensor, dtype, int8: bool, mesh: Mesh | None
+) -> tuple[dict[str, jax.Array], bool]:
+  """The leaves that hold a tensor in the tree, and whether it is finite."""
+  name = tensor.path[-1]
+  int8 = int8 and name == "kernel"
+  leaves = ("kernel", "scale") if int8 else (name,)
+  splits = mesh and tuple(
+    NamedSharding(mesh, spec((*tensor.path[:-1], leaf))) for leaf in leaves
+  )
+  arrays, finite = _convert(value, tensor.transposed, dtype, int8, splits)
+  return dict(zip(leaves, arrays, strict=True)), bool(finite)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _convert(value, transposed: bool, dtype, int8: bool, splits):
+  finite = jnp.isfinite(value).all()
   value = value.T if transposed else value
-  return value.astype(dtype), jnp.isfinite(value).all()
-
-
-def _place(value: Any, transposed: bool, dtype) -> tuple[jax.Array, bool]:
-  array, finite = _convert(value, transposed, dtype)
-  return array, bool(finite)
+  if int8:
+    quantized = quantize_kernel(value)
+    arrays = (quantized["kernel"], quantized["scale"])
+  else:
+    arrays = (value.astype(dtype),)
+  if splits is not None:
+    arrays = tuple(map(jax.lax.with_sharding_constraint, arrays, splits))
+  return arrays, finite
 
 
 def _first_bad(value: Any) -> str:

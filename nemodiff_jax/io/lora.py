@@ -1,5 +1,6 @@
 """Reads the drafter: a PEFT folder with LoRA on o_proj."""
 
+import dataclasses
 import json
 import math
 import re
@@ -20,19 +21,49 @@ _KEY = re.compile(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Peft:
+  """A PEFT folder with LoRA on o_proj: W + alpha / r * B A.
+
+  Attributes:
+    layers: (A [r, N * H], B [D, r]) of each layer, as stored.
+    alpha: lora_alpha.
+    scale: alpha / r, or alpha / sqrt(r) with use_rslora.
+  """
+
+  layers: list[tuple[np.ndarray, np.ndarray]]
+  alpha: float
+  scale: float
+
+
 def load_lora(
   folder: Path, config: ModelConfig, dtype=jnp.float32
 ) -> tuple[LoraLayer, ...]:
-  """Reads adapter_config.json and adapter_model.safetensors.
+  """Reads the drafter, one entry per layer; B is multiplied by the scale.
 
-  Returns:
-    One entry per layer; B is multiplied by alpha / r (alpha / sqrt(r) with
-    use_rslora).
+  Raises:
+    UserError: as `read_peft`.
+  """
+  peft = read_peft(folder, config)
+  layers = []
+  for a, b in peft.layers:
+    scaled = b.astype(np.float32).T * np.float32(peft.scale)
+    layers.append(
+      LoraLayer(
+        a=jnp.asarray(np.ascontiguousarray(a.T)).astype(dtype),
+        b=jnp.asarray(scaled).astype(dtype),
+      )
+    )
+  return tuple(layers)
+
+
+def read_peft(folder: Path, config: ModelConfig) -> Peft:
+  """Reads adapter_config.json and adapter_model.safetensors.
 
   Raises:
     UserError: missing files, other targets than o_proj, or other shapes.
   """
-  scale = _scale(folder)
+  alpha, scale = _scale(folder)
   path = folder / "adapter_model.safetensors"
   if not path.exists():
     raise UserError(f"{path}: the LoRA's weights are missing.")
@@ -61,22 +92,16 @@ def load_lora(
         f" [{config.hidden_size}, r], got {a.shape} and {b.shape}; this LoRA"
         " was made for another model."
       )
-    scaled = b.astype(np.float32).T * np.float32(scale)
-    layers.append(
-      LoraLayer(
-        a=jnp.asarray(np.ascontiguousarray(a.T)).astype(dtype),
-        b=jnp.asarray(scaled).astype(dtype),
-      )
-    )
+    layers.append((a, b))
   if found:
     raise UserError(
       f"{path}: holds layer {max(found)[0]}, but the model has only"
       f" {config.num_layers} layers."
     )
-  return tuple(layers)
+  return Peft(layers, alpha, scale)
 
 
-def _scale(folder: Path) -> float:
+def _scale(folder: Path) -> tuple[float, float]:
   path = folder / "adapter_config.json"
   try:
     given = json.loads(path.read_text(encoding="utf-8"))
@@ -94,4 +119,5 @@ def _scale(folder: Path) -> float:
     raise UserError(
       f"{path}: target_modules should be ['o_proj'], got {targets!r}."
     )
-  return alpha / (math.sqrt(rank) if given.get("use_rslora") else rank)
+  root = math.sqrt(rank) if given.get("use_rslora") else rank
+  return alpha, alpha / root

@@ -3,13 +3,20 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nemodiff_jax.errors import UserError
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -29,8 +36,21 @@ class TensorFolder:
     with _open(self.files[name]) as file:
       return tuple(file.get_slice(name).get_shape())
 
-  def read(self, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+  def dtype(self, name: str) -> np.dtype:
+    """Dtype of a tensor, from the header.
+
+    Raises:
+      UserError: it is neither float nor int8 with a scale.
+    """
+    with _open(self.files[name]) as file:
+      return self._dtype(name, file.get_slice(name).get_dtype())
+
+  def read(
+    self, names: list[str], sliced: bool = False
+  ) -> Iterator[tuple[str, Any]]:
     """Yields the named tensors, file by file, one in memory at a time.
+
+    As arrays; with `sliced` as what can be indexed, and only then is read.
 
     Raises:
       UserError: a file that cannot be read, or a tensor that is not float.
@@ -40,13 +60,20 @@ class TensorFolder:
         for name in names:
           if self.files[name] != path:
             continue
-          dtype = file.get_slice(name).get_dtype()
-          if dtype not in FLOATS:
-            raise UserError(
-              f"{path}: tensor {name!r} should be one of {sorted(FLOATS)}, got"
-              f" {dtype}; quantised checkpoints are not supported."
-            )
-          yield name, file.get_tensor(name)
+          lazy = file.get_slice(name)
+          self._dtype(name, lazy.get_dtype())
+          yield name, lazy if sliced else file.get_tensor(name)
+
+  def _dtype(self, name: str, kind: str) -> np.dtype:
+    if kind == "I8" and f"{name}_scale" in self.files:
+      return np.dtype(np.int8)
+    if kind not in FLOATS:
+      raise UserError(
+        f"{self.files[name]}: tensor {name!r} should be one of"
+        f" {sorted(FLOATS)}, got {kind}; quantised checkpoints of this"
+        " kind are not supported."
+      )
+    return FLOATS[kind]
 
 
 def open_tensors(folder: Path) -> TensorFolder:

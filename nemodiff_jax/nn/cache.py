@@ -6,9 +6,11 @@ decoding state: a pass overwrites what lies beyond.
 
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.nn.sharding import HEADS
 
 
 @struct.dataclass
@@ -30,12 +32,17 @@ class KVCache:
 
 
 def init_cache(
-  config: ModelConfig, batch: int, capacity: int, dtype=jnp.float32
+  config: ModelConfig,
+  batch: int,
+  capacity: int,
+  dtype=jnp.float32,
+  mesh: Mesh | None = None,
 ) -> KVCache:
   """An empty cache (zeros) for `batch` rows of `capacity` positions."""
   shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+  device = None if mesh is None else NamedSharding(mesh, HEADS)
   zeros = lambda: tuple(
-    jnp.zeros(shape, dtype) for _ in range(config.num_layers)
+    jnp.zeros(shape, dtype, device=device) for _ in range(config.num_layers)
   )
   return KVCache(k=zeros(), v=zeros())
 

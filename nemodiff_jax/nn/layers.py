@@ -28,7 +28,10 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-  """x @ kernel without a bias; the kernel is [in, out]."""
+  """x @ kernel without a bias; the kernel is [in, out].
+
+  Parameters that hold a `scale` are quantised: see `nn.quantize`.
+  """
 
   features: int
   out_dtype: jnp.dtype | None = None
@@ -38,7 +41,12 @@ class Linear(nn.Module):
     """Maps the last axis."""
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.normal(0.02), shape, x.dtype)
-    return linear(x, kernel, self.out_dtype)
+    scale = self.get_variable("params", "scale")
+    if scale is None:
+      return linear(x, kernel, self.out_dtype)
+    y = linear(x, kernel.astype(x.dtype), jnp.float32)
+    y = y * jnp.expand_dims(scale, range(y.ndim - 1))
+    return y.astype(self.out_dtype or x.dtype)
 
 
 def linear(

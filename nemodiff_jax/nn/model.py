@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from nemodiff_jax.nn.attention import Attend, Attention, CachedPass
@@ -12,6 +13,8 @@ from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.layers import Linear, RMSNorm, Rotary, SwiGLU, rotary
 from nemodiff_jax.nn.lora import LoraLayer
+from nemodiff_jax.nn.quantize import quantize
+from nemodiff_jax.nn.sharding import gather, heads_apart
 
 Params = dict[str, Any]
 
@@ -49,10 +52,16 @@ class Transformer(nn.Module):
 
   Logits of a causal pass at position p predict p + 1; logits of a mask at
   position p in a bidirectional pass predict p.
+
+  Attributes:
+    config: the architecture.
+    dtype: of embedding, activations and cache.
+    mesh: the devices that share the heads; None: one device.
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
+  mesh: Mesh | None = None
 
   def setup(self):
     """Declares the parameters."""
@@ -79,7 +88,7 @@ class Transformer(nn.Module):
     lora_rows: Bool[Array, "B"] | None = None,
   ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
     """Runs every layer; `memory` holds one entry per layer for `attend`."""
-    x = self.embed_tokens(tokens)
+    x = gather(self.embed_tokens(tokens), self.mesh)
     rope = rotary(self.config, positions)
     kept = []
     for i, layer in enumerate(self.layers):
@@ -90,6 +99,7 @@ class Transformer(nn.Module):
 
   def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Float32 logits of hidden states."""
+    hidden = gather(hidden, self.mesh)  # Else a tied table's split spreads.
     if self.config.tie_embeddings:
       table = self.embed_tokens.embedding
       return jnp.einsum(
@@ -105,10 +115,22 @@ class Transformer(nn.Module):
 
 
 def init_params(config: ModelConfig, key: Array, dtype=jnp.float32) -> Params:
-  """Random parameters, and by `jax.eval_shape` the shapes of any size."""
+  """Random parameters."""
   module = Transformer(config, dtype)
   tokens = jnp.zeros((1, 1), jnp.int32)
   return dict(module.init(key, tokens, method="init_all")["params"])
+
+
+def abstract_params(
+  config: ModelConfig, dtype=jnp.float32, scheme: str = "none"
+) -> Params:
+  """Shapes and dtypes of the parameters of a model of any size."""
+
+  def build(key):
+    params = init_params(config, key, dtype)
+    return quantize(params) if scheme == "int8" else params
+
+  return jax.eval_shape(build, jax.random.key(0))
 
 
 def cached_pass(
@@ -121,11 +143,14 @@ def cached_pass(
   lora_rows: Bool[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """Writes the tokens' keys and values, attends, and returns hidden states."""
+  attend, mesh = where.attend, module.mesh
+  if mesh is not None:
+    attend = heads_apart(CachedPass.attend, where, mesh)
   hidden, memory = module.apply(
     {"params": params},
     tokens,
     where.positions,
-    where.attend,
+    attend,
     tuple(zip(cache.k, cache.v, strict=True)),
     lora,
     lora_rows,
@@ -139,7 +164,7 @@ def head(
 ) -> Float[Array, "*rows V"]:
   """Float32 logits."""
   logits: Any = module.apply({"params": params}, hidden, method="logits")
-  return logits
+  return gather(logits, module.mesh)
 
 
 def count_params(params: Params) -> int:

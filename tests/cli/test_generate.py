@@ -173,6 +173,8 @@ FLAGS = [
   (["--prompt="], "the prompt is empty"),
   (["--prompt=w5"], "the mask id 5"),
   (["--prompt=w7", "--attention=mosaic"], "--attention=mosaic: implementation="),
+  (["--prompt=w7", "--mesh=rows:2"], "mesh should be 'tensor:n', n devices, got"),
+  (["--prompt=w7", "--mesh=tensor:99"], "mesh 'tensor:99' needs 99 devices,"),
   (["--prompt=w7", "--mode=linear_spec", "--lora=/no/such"], "expected a PEFT LoRA folder"),
   ([], "expected one of --prompt and --prompts_file"),
   (["--prompt=w7", "--prompts_file=x"], "expected one of --prompt and"),
@@ -222,8 +224,8 @@ def test_help_documents_every_flag():
   for name in (
     "checkpoint mode prompt prompts_file output max_new_tokens block_length"
     " threshold steps_per_block draft_threshold lora temperature top_k top_p"
-    " min_p seed dtype batch_size max_length attention debug stop logprobs"
-    " max_thinking_tokens end_think_token_id enable_thinking chat stream trace"
+    " min_p seed dtype quantize mesh batch_size max_length attention debug stop"
+    " logprobs max_thinking_tokens end_think_token_id enable_thinking chat stream trace"
   ).split():
     assert f"--{name}" in text.replace("--[no]", "--"), name
 
@@ -289,7 +291,14 @@ def test_lines_with_an_error_are_tried_again(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "flag", ["--mode=diffusion", "--temperature=0.1", "--seed=1", "--lora=none"]
+  "flag",
+  [
+    "--mode=diffusion",
+    "--temperature=0.1",
+    "--seed=1",
+    "--lora=none",
+    "--quantize=int8",
+  ],
 )
 def test_other_settings_are_refused(run, job, tmp_path, flag):
   out = tmp_path / "out.jsonl"

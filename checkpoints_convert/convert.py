@@ -1,0 +1,311 @@
+"""Plans a conversion, and carries it out tensor by tensor."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import logging
+
+from checkpoints_convert import folders, hf_folder, int8
+from checkpoints_convert.lazy import Lazy
+from checkpoints_convert.names import Tensor
+from checkpoints_convert.orbax_folder import write_params
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
+from nemodiff_jax.io.lora import Peft, read_peft
+from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, read_manifest
+
+_UNITS = ("B", "kB", "MB", "GB")
+_STEP = 2**22  # Elements checked at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One tensor of a conversion.
+
+  Attributes:
+    name: in the Hugging Face layout.
+    file: that holds it there.
+    value: what to write, shaped as there.
+    place: where the model has it; None: carried along, no part of the model.
+  """
+
+  name: str
+  file: str
+  value: Lazy
+  place: Tensor | None
+
+
+# Writes the tensors into a folder.
+Layout = Callable[[Path, Sequence[Item]], None]
+
+
+def convert(
+  source: str,
+  target: str,
+  layout: Layout,
+  *,
+  dtype: Any = None,
+  scheme: str = "none",
+  shard_size: int | None = None,
+  merge_lora: str | None = None,
+  overwrite: bool = False,
+  dry_run: bool = False,
+) -> None:
+  """Converts a folder, whatever its layout, and what lies beside its weights.
+
+  Args:
+    source: a folder, or a name on the hub.
+    target: folder to write.
+    layout: `to_orbax` or `to_hf`.
+    dtype: to store; None keeps each tensor's own.
+    scheme: 'int8' to quantise every kernel; what is quantised stays so.
+    shard_size: most bytes of a file; None keeps the files of the source.
+    merge_lora: PEFT folder to add to the weights, 'own' for the source's; its
+      drafter is then not carried along.
+    overwrite: replace a checkpoint that is at the target.
+    dry_run: only print what would be written.
+
+  Raises:
+    UserError: the source cannot be read, or the target not written.
+  """
+  opened = open_checkpoint(source)
+  own = opened.folder / LORA_FOLDER
+  lora = own if merge_lora == "own" else merge_lora and Path(merge_lora)
+  peft = read_peft(lora, opened.config) if lora else None
+  items = plan(opened, dtype, peft)
+  quantize = opened.scheme != scheme == "int8"
+  if quantize:
+    items = _quantized(items)
+  if shard_size is not None:
+    items = reshard(items, shard_size)
+
+  def beside(folder: Path) -> None:
+    folders.copy_side_files(opened.folder, folder, lora=peft is None)
+    if quantize:
+      int8.mark(folder)
+
+  folders.check_apart(opened.folder, Path(target))
+  print(f"{source} -> {target}\n{summary(items, layout)}")
+  if not dry_run:
+    build(Path(target), items, layout, beside, overwrite)
+
+
+def plan(
+  opened: Checkpoint, dtype: Any = None, merge: Peft | None = None
+) -> list[Item]:
+  """Every tensor of a checkpoint, those of the model first.
+
+  Args:
+    opened: Hugging Face or Orbax.
+    dtype: to store; None keeps each tensor's own.
+    merge: added to o_proj; the sum is in float32.
+
+  Raises:
+    UserError: as `Checkpoint.load_params`; NaN and Inf only when read; a
+      quantised checkpoint that is to change.
+  """
+  if opened.scheme != "none" and (dtype or merge):
+    raise UserError(
+      f"{opened.folder}: its weights are {opened.scheme}; a dtype or a LoRA to"
+      " merge needs the checkpoint it was made from."
+    )
+  tensors, wanted = opened.match_tensors()
+  table, manifest = opened.table, read_manifest(opened.folder)
+  order = {name: i for i, name in enumerate(table)}
+  place = lambda name: order.get(wanted.get(name, ""), len(order))
+  items = []
+  for name in sorted(tensors.files, key=place):
+    released = wanted.get(name)
+    stored = np.dtype(dtype or tensors.dtype(name))
+    path = tensors.files[name]
+    file = path.name if path.is_file() else hf_folder.SINGLE
+
+    def read(name=name, released=released, stored=stored):
+      ((_, value),) = tensors.read([name])
+      check_finite(value, f"{tensors.files[name]}: tensor {name!r}")
+      if merge and released and released.endswith("o_proj.weight"):
+        value = _merged(value, merge, int(released.split(".")[2]))
+      return value.astype(stored, copy=False)
+
+    items.append(
+      Item(
+        name,
+        manifest.get(name, {}).get("file", file),
+        Lazy(tensors.shape(name), stored, read),
+        table[released] if released else None,
+      )
+    )
+  return items
+
+
+def to_orbax(folder: Path, items: Sequence[Item]) -> None:
+  """Writes params/, and other/ for tensors that are no part of the model."""
+  params: dict[str, Any] = {}
+  for item in items:
+    if item.place is not None:
+      node = params
+      for key in item.place.path[:-1]:
+        node = node.setdefault(key, {})
+      node[item.place.path[-1]] = _in_tree(item.value, item.place.transposed)
+  write_params(folder / PARAMS, params)
+  other = {item.name: item.value for item in items if item.place is None}
+  if other:
+    write_params(folder / OTHER, other)
+
+
+def to_hf(folder: Path, items: Sequence[Item]) -> None:
+  """Writes the items into the safetensors files that they name."""
+  files: dict[str, dict[str, Lazy]] = {}
+  for item in items:
+    files.setdefault(item.file, {})[item.name] = item.value
+  hf_folder.write_files(folder, files)
+
+
+def reshard(items: Sequence[Item], size: int) -> list[Item]:
+  """Names new files of at most `size` bytes, or of one larger tensor."""
+  parts: list[dict[str, Lazy]] = [{}]
+  held = 0
+  for item in items:
+    if parts[-1] and held + item.value.nbytes > size:
+      parts.append({})
+      held = 0
+    parts[-1][item.name] = item.value
+    held += item.value.nbytes
+  files = {
+    name: file
+    for file, part in hf_folder.named_files(parts).items()
+    for name in part
+  }
+  return [dataclasses.replace(i, file=files[i.name]) for i in items]
+
+
+def build(
+  target: Path,
+  items: Sequence[Item],
+  layout: Layout,
+  beside: Callable[[Path], None],
+  overwrite: bool = False,
+) -> None:
+  """Writes a folder that appears whole or not at all.
+
+  Args:
+    target: the folder.
+    items: its tensors.
+    layout: `to_orbax` or `to_hf`.
+    beside: writes config, tokenizer and the like into a folder.
+    overwrite: replace an older checkpoint.
+
+  Raises:
+    UserError: the target may not or cannot be written, or an item not read.
+  """
+  total = sum(item.value.nbytes for item in items)
+  try:
+    with folders.new_folder(target, overwrite) as folder:
+      _check_space(folder, total)
+      beside(folder)
+      sums: dict[str, str] = {}
+      # A terminal only: a log has no use for a bar.
+      with tqdm.tqdm(
+        total=total, unit="B", unit_scale=True, disable=None
+      ) as bar:
+        layout(folder, [_watched(item, sums, bar) for item in items])
+      tensors = {
+        i.name: {"file": i.file, "sha256": sums[i.name]} for i in items
+      }
+      hf_folder.write_json(folder / MANIFEST, {"tensors": tensors})
+  except OSError as e:
+    raise UserError(
+      f"{target}: could not be written ({e}); nothing of it is left behind."
+    ) from e
+  logging.info("%s: %d tensors, %s", target, len(items), sized(total))
+
+
+def summary(items: Sequence[Item], layout: Layout) -> str:
+  """What `build` would write: files or items, with tensors and sizes."""
+  groups: dict[str, list[Lazy]] = {}
+  for item in items:
+    name = PARAMS if item.place else OTHER
+    key = f"{name}/" if layout is to_orbax else item.file
+    groups.setdefault(key, []).append(item.value)
+  lines = []
+  for key, values in groups.items():
+    kinds = ", ".join(sorted({str(v.dtype) for v in values}))
+    size = sized(sum(v.nbytes for v in values))
+    lines.append(f"  {key}: {len(values)} tensors, {size}, {kinds}")
+  return "\n".join(lines)
+
+
+def sized(count: int) -> str:
+  """A number of bytes in words, as '7.66 GB'."""
+  power = min(len(_UNITS) - 1, (len(str(count)) - 1) // 3)
+  return f"{count / 1000**power:.4g} {_UNITS[power]}"
+
+
+def check_finite(value: np.ndarray, what: str) -> None:
+  """Raises a UserError that names the first NaN or Inf, if there is one."""
+  flat = value.reshape(-1, order="A")
+  for start in range(0, flat.size, _STEP):
+    if not np.isfinite(flat[start : start + _STEP]).all():
+      bad = np.argwhere(~np.isfinite(value))[0]
+      raise UserError(
+        f"{what} holds NaN or Inf at {bad.tolist()}; the checkpoint is damaged."
+      )
+
+
+def _quantized(items: Sequence[Item]) -> list[Item]:
+  """The items, each kernel in int8 with its scale behind it."""
+  out = []
+  for item in items:
+    place = item.place
+    if place is None or place.path[-1] != "kernel":
+      out.append(item)
+      continue
+    kernel, scale = int8.quantized(item.value)
+    where = Tensor((*place.path[:-1], "scale"), scale.shape, False)
+    out += [
+      dataclasses.replace(item, value=kernel),
+      Item(f"{item.name}_scale", item.file, scale, where),
+    ]
+  return out
+
+
+def _merged(value: np.ndarray, peft: Peft, layer: int) -> np.ndarray:
+  a, b = (x.astype(np.float32) for x in peft.layers[layer])
+  return value.astype(np.float32) + np.float32(peft.scale) * (b @ a)
+
+
+def _in_tree(value: Lazy, transposed: bool) -> Lazy:
+  if not transposed:
+    return value
+  return Lazy(value.shape[::-1], value.dtype, lambda: value.read().T)
+
+
+def _watched(item: Item, sums: dict[str, str], bar: Any) -> Item:
+  """The item; reading it notes its checksum and moves the bar."""
+
+  def read():
+    value = np.ascontiguousarray(item.value.read())
+    data = hf_folder.bytes_of(value)
+    sums[item.name] = hashlib.sha256(data).hexdigest()
+    bar.update(len(data))
+    return value
+
+  return dataclasses.replace(
+    item, value=dataclasses.replace(item.value, read=read)
+  )
+
+
+def _check_space(folder: Path, needed: int) -> None:
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise UserError(
+      f"{folder.parent}: {sized(needed)} are needed, but only {sized(free)} are"
+      " free on this disk."
+    )

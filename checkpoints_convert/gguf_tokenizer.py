@@ -1,0 +1,75 @@
+"""Tokenizer files of a Hugging Face folder, from a GGUF file's metadata."""
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from checkpoints_convert import hf_folder
+from checkpoints_convert.gguf_source import Gguf
+from nemodiff_jax.errors import UserError
+
+_CONTROL, _USER_DEFINED = 3, 4  # Token types that are matched whole.
+_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+
+
+def write_tokenizer(source: Gguf, folder: Path) -> None:
+  """Writes tokenizer.json, tokenizer_config.json and the chat template.
+
+  Raises:
+    UserError: a tokenizer of a kind that is not known here.
+  """
+  tokens = source.get("tokenizer.ggml.tokens")
+  _tokenizer(source, tokens).save(str(folder / "tokenizer.json"))
+  config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+  for theirs, ours in _NAMES.items():
+    at = source.get(f"tokenizer.ggml.{theirs}_token_id")
+    if at is not None:
+      config[f"{ours}_token"] = tokens[at]
+  hf_folder.write_json(folder / "tokenizer_config.json", config)
+  template = source.get("tokenizer.chat_template")
+  if template is not None:
+    path = folder / "chat_template.jinja"
+    path.write_text(template, encoding="utf-8")
+
+
+def _tokenizer(source: Gguf, tokens: list[str]) -> tokenizers.Tokenizer:
+  merges = source.get("tokenizer.ggml.merges", [])
+  result = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)},
+      merges=[tuple(pair.split(" ", 1)) for pair in merges],
+    )
+  )
+  result.pre_tokenizer = _pre_tokenizer(source)
+  result.decoder = decoders.ByteLevel()
+  kinds = source.get("tokenizer.ggml.token_type", [])
+  for kind, add in (
+    (_CONTROL, result.add_special_tokens),
+    (_USER_DEFINED, result.add_tokens),
+  ):
+    add([t for t, k in zip(tokens, kinds, strict=True) if k == kind])
+  if source.get("tokenizer.ggml.add_bos_token", False):
+    at = source.get("tokenizer.ggml.bos_token_id")
+    result.post_processor = processors.TemplateProcessing(
+      single=f"{tokens[at]} $A", special_tokens=[(tokens[at], at)]
+    )
+  return result
+
+
+def _pre_tokenizer(source: Gguf) -> Any:
+  """How a text is cut before its pieces are merged."""
+  known = {
+    "gpt-2": [],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+  }
+  model = source.get("tokenizer.ggml.model")
+  kind = source.get("tokenizer.ggml.pre")
+  if model != "gpt2" or kind not in known:
+    raise UserError(
+      f"{source.path}: the tokenizer should be 'gpt2' of kind"
+      f" {sorted(known)}, got {model!r} of kind {kind!r}."
+    )
+  bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  return pre_tokenizers.Sequence([*known[kind], bytes_of_text])

@@ -1,0 +1,66 @@
+"""A decode as shapes alone: to compile it, for any device, without weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.generate import (
+  cache_capacity,
+  make_decoder,
+  make_rows,
+)
+from nemodiff_jax.decode.state import Decoder, DecodeState, Weights, new_state
+from nemodiff_jax.nn.cache import init_cache
+from nemodiff_jax.nn.model import Transformer, abstract_params
+from nemodiff_jax.nn.sharding import HEADS, spec
+
+
+def abstract_decode(
+  module: Transformer,
+  config: DecodeConfig,
+  *,
+  batch: int = 1,
+  prompt: int = 1,
+  max_new_tokens: int = 128,
+  scheme: str = "none",
+  attention: str | None = None,
+) -> tuple[Decoder, Weights, DecodeState]:
+  """What `driver.run` takes after a prefill, of ShapeDtypeStructs.
+
+  Args:
+    module: the model; its mesh, if any, splits parameters and cache.
+    config: how it decodes.
+    batch: rows.
+    prompt: tokens of the longest prompt.
+    max_new_tokens: of every row.
+    scheme: how the parameters are quantised.
+    attention: implementation of range attention; None: chosen.
+  """
+  settings = [RowSettings(max_new_tokens=max_new_tokens)] * batch
+  decoder = make_decoder(module, config, settings, attention)
+  capacity = cache_capacity(config, prompt, max_new_tokens)
+
+  def begin() -> DecodeState:
+    rows = make_rows(module.config, config, settings)
+    cache = init_cache(module.config, batch, capacity, module.dtype)
+    return new_state(decoder, cache, rows, jnp.ones(batch, jnp.int32))
+
+  def placed(x: Any, split: P) -> Any:
+    if module.mesh is None:
+      return x
+    sharding = NamedSharding(module.mesh, split)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  state = jax.eval_shape(begin)
+  cache = jax.tree.map(lambda x: placed(x, HEADS), state.cache)
+  state = jax.tree.map(lambda x: placed(x, P()), state)
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: placed(x, spec(tuple(k.key for k in path))),
+    abstract_params(module.config, module.dtype, scheme),
+  )
+  return decoder, Weights(params), dataclasses.replace(state, cache=cache)

@@ -1,0 +1,285 @@
+"""Tri-mode checkpoints from Ministral-3 folders and from GGUF files."""
+
+import dataclasses
+import json
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file
+
+from checkpoints_convert import compare, trimode
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import open_checkpoint, tensor_table
+from nemodiff_jax.nn.config import preset
+from tests import helpers
+from tests.checkpoints_convert.test_round_trip import write_source
+
+VOCAB = 296
+TEXT = "It's 12 o'clock, naïve café —\n\n  x = 3.14159; don't <|end|> ok?"
+
+
+@pytest.mark.parametrize("layout", ["ministral3", "multimodal"])
+def test_base_model_keeps_its_logits(tmp_path, tiny, layout):
+  base, target = str(tmp_path / "base"), str(tmp_path / "target")
+  write_source(tmp_path / "base", tiny, layout, shards=2)
+  trimode.ar_to_trimode(base, target, "w7", 4)
+  a, b = open_checkpoint(base), open_checkpoint(target)
+  assert (b.config.mask_id, b.config.block_size) == (7, 4)
+  config = json.loads((tmp_path / "target" / "config.json").read_text())
+  assert config["model_type"] == "nemotron_labs_diffusion"
+  assert config["mask_token_id"] == 7 and config["block_size"] == 4
+  assert b.config.rope == a.config.rope and b.config.eos_ids == (2,)
+  prompt = [9, 8, 7, 60]
+  np.testing.assert_array_equal(
+    compare.prompt_logits(b.config, b.load_params(), prompt),
+    compare.prompt_logits(a.config, a.load_params(), prompt),
+  )
+  names = {
+    n for f in (tmp_path / "target").glob("*.safe*s") for n in load_file(f)
+  }
+  assert len(names) == 21 and "diffusion_head.weight" in names
+  assert b.tokenizer.encode("w9") == [1, 9]
+
+
+def test_tied_embeddings_get_a_head_of_their_own(tmp_path):
+  tied = helpers.make_tiny(tie_embeddings=True)
+  helpers.write_checkpoint(tmp_path / "base", tied, dtype=ml_dtypes.bfloat16)
+  base, target = str(tmp_path / "base"), str(tmp_path / "target")
+  trimode.ar_to_trimode(base, target, "6", 32)
+  params = open_checkpoint(target).load_params()
+  np.testing.assert_array_equal(
+    params["diffusion_head"]["kernel"], params["embed_tokens"]["embedding"].T
+  )
+
+
+@pytest.mark.parametrize(
+  "mask, message",
+  [
+    ("w97", "--mask=w97 should be a token of the tokenizer"),
+    ("97", "--mask=97 should be .* or an id below 97"),
+    ("w2", "--mask=w2 is a token that begins or ends texts"),
+  ],
+)
+def test_mask_is_an_unused_token(folder, tmp_path, mask, message):
+  with pytest.raises(UserError, match=message):
+    trimode.ar_to_trimode(str(folder), str(tmp_path / "target"), mask, 32)
+  assert not list(tmp_path.iterdir())
+
+
+def to_pairs(value, heads):
+  """GGUF's order of q and k: the halves of a head's rows, interleaved."""
+  out, size = np.empty_like(value), len(value) // heads
+  for head in range(heads):
+    for i in range(size // 2):
+      row = head * size
+      out[row + 2 * i] = value[row + i]
+      out[row + 2 * i + 1] = value[row + size // 2 + i]
+  return out
+
+
+THEIRS = {
+  "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+  "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+  "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def gguf_tensors(released):
+  """The tensors of a released folder under their GGUF names."""
+  out = {
+    "token_embd.weight": released["encoder.embed_tokens.weight"],
+    "output_norm.weight": released["encoder.norm.weight"],
+  }
+  for i in range(2):
+    for ours, theirs in THEIRS.items():
+      value = released[f"encoder.layers.{i}.{ours}.weight"]
+      heads = {"attn_q": 4, "attn_k": 2}.get(theirs)
+      value = to_pairs(value, heads) if heads else value
+      out[f"blk.{i}.{theirs}.weight"] = value
+  return out
+
+
+@pytest.fixture(scope="module")
+def released():
+  """Tensors of a tiny Llama with tied embeddings; widths of blocks of 32."""
+  config = dataclasses.replace(
+    preset("tiny"), vocab_size=VOCAB, hidden_size=64, tie_embeddings=True
+  )
+  draw = np.random.default_rng(0).standard_normal
+  return {
+    name: draw(tensor.shape, np.float32)
+    for name, tensor in tensor_table(config).items()
+  }
+
+
+@pytest.fixture(scope="module")
+def bpe():
+  """A byte-level BPE tokenizer with SmolLM's rules, of VOCAB tokens."""
+  made = tokenizers.Tokenizer(tokenizers.models.BPE())
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    [
+      tokenizers.pre_tokenizers.Digits(individual_digits=True),
+      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  )
+  made.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=VOCAB,
+    special_tokens=["<|x|>", "<|start|>", "<|end|>", "<|none|>"],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  made.train_from_iterator([TEXT * 3, "the other one then " * 9], trainer)
+  return made
+
+
+@pytest.fixture
+def make_gguf(tmp_path, released, bpe):
+  """Writes a GGUF file; arguments replace parts of it."""
+
+  def make(kind="F32", arch="llama", pre="smollm", more=(), **changes):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1e4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    vocab = sorted(bpe.get_vocab(), key=bpe.get_vocab().get)
+    writer.add_token_list(vocab)
+    writer.add_token_types([3] * 4 + [1] * (len(vocab) - 4))
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(m) for m in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template("{{ messages[0].content }}")
+    for add in more:
+      add(writer)
+    for name, value in (gguf_tensors(released) | changes).items():
+      if value is None:
+        continue
+      if value.ndim == 2 and kind not in ("F32", "F16"):
+        quant = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(
+          name, gguf.quants.quantize(value, quant), raw_dtype=quant
+        )
+      else:
+        cast = np.float16 if kind == "F16" and value.ndim == 2 else value.dtype
+        writer.add_tensor(name, value.astype(cast))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+  return make
+
+
+def made(path, tmp_path, mask="<|none|>"):
+  target = tmp_path / "target"
+  trimode.ar_to_trimode(str(path), str(target), mask, 8, overwrite=True)
+  return open_checkpoint(str(target))
+
+
+@pytest.mark.parametrize(
+  "kind, error", [("F32", 0), ("F16", 1e-3), ("Q8_0", 0.02), ("Q4_1", 0.3)]
+)
+def test_gguf_gives_back_what_went_in(
+  make_gguf, released, tmp_path, kind, error
+):
+  path = make_gguf(kind)
+  opened = made(path, tmp_path)
+  got = load_file(opened.folder / "model.safetensors")
+  head = got.pop("diffusion_head.weight")
+  np.testing.assert_array_equal(head, got["encoder.embed_tokens.weight"])
+  assert got.keys() == released.keys()
+  for name, value in released.items():
+    assert np.abs(got[name] - value).max() <= error * np.abs(value).max(), name
+  config = opened.config
+  assert config.rope.theta == 1e4 and config.rope.factor is None
+  assert (config.mask_id, config.bos_id, config.eos_ids) == (3, 1, (2,))
+  assert (config.block_size, config.head_dim) == (8, 16)
+  assert abs(config.rms_norm_eps - 1e-5) < 1e-10
+
+
+def test_gguf_tokenizer_and_template_are_carried(make_gguf, tmp_path, bpe):
+  opened = made(make_gguf(), tmp_path)
+  assert opened.tokenizer.encode(TEXT) == [1, *bpe.encode(TEXT).ids]
+  ids = bpe.encode(TEXT).ids
+  assert opened.tokenizer.decode(ids) == TEXT.replace("<|end|>", "")
+  assert opened.template.tokens["eos_token"] == "<|end|>"
+  message = [{"role": "user", "content": "hi"}]
+  assert opened.template.render(message) == "hi"
+
+
+def refused(path, tmp_path, message):
+  with pytest.raises(UserError, match=message):
+    made(path, tmp_path)
+  assert not (tmp_path / "target").exists()
+
+
+def test_gguf_of_an_unsupported_type(make_gguf, tmp_path):
+  changes = {"blk.1.attn_v.weight": np.ones((32, 64), np.int32)}
+  path = make_gguf(**changes)
+  name = "encoder.layers.1.self_attn.v_proj.weight"
+  refused(
+    path, tmp_path, f"'{name}' is of type I32, which cannot be made float"
+  )
+
+
+def test_gguf_of_another_family(make_gguf, tmp_path):
+  path = make_gguf(arch="bert")
+  refused(path, tmp_path, "architecture should be 'llama', got 'bert'")
+
+
+def test_gguf_with_scaled_rope(make_gguf, tmp_path):
+  yarn = lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+  path = make_gguf(more=[yarn])
+  refused(path, tmp_path, "rope.scaling.type should be 'none', got 'yarn'")
+
+
+def test_gguf_with_another_tokenizer(make_gguf, tmp_path):
+  path = make_gguf(pre="qwen2")
+  refused(path, tmp_path, r"should be 'gpt2' of kind \['gpt-2', 'smollm'\]")
+
+
+@pytest.mark.parametrize(
+  "name, value, message",
+  [
+    (
+      "blk.0.ffn_up.weight",
+      None,
+      "'encoder.layers.0.mlp.up_proj.weight' is mi",
+    ),
+    ("rope_freqs.weight", np.ones(8, np.float32), "unknown tensor 'rope_freqs"),
+    (
+      "output_norm.weight",
+      np.ones(9, np.float32),
+      r"shape \(64,\) by the .*9,",
+    ),
+    ("output_norm.weight", np.full(64, np.inf, np.float32), "NaN or Inf at"),
+  ],
+)
+def test_gguf_with_a_wrong_tensor(make_gguf, tmp_path, name, value, message):
+  path = make_gguf(**{name: value})
+  refused(path, tmp_path, message)
+
+
+def test_truncated_gguf(make_gguf, tmp_path):
+  path = make_gguf()
+  path.write_bytes(path.read_bytes()[:-5000])
+  refused(path, tmp_path, "model.gguf: not a complete GGUF file")
+  path.write_bytes(b"GGUF")
+  refused(path, tmp_path, "model.gguf: not a complete GGUF file")
