@@ -6,7 +6,7 @@ from typing import Any
 
 from checkpoints_convert.lazy import Lazy, lazy
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.orbax import quiet
+from nemodiff_jax.io.orbax import orbax_package, quiet
 
 _CHUNK_BYTES = 64 * 2**20  # A shard is read without the rest of its array.
 
@@ -19,10 +19,12 @@ def write_params(folder: Path, tree: Mapping[str, Any]) -> None:
     tree: nested dicts; leaves are arrays or `Lazy` ones.
 
   Raises:
+    UserError: Orbax is not installed, or a leaf cannot be read.
     OSError: it cannot be written.
   """
   import jax
-  import orbax.checkpoint as ocp
+
+  ocp = orbax_package(folder)
 
   class Handler(ocp.type_handlers.NumpyHandler):
     """Reads a lazy array, writes it, and waits before it reads the next."""
@@ -46,7 +48,7 @@ def write_params(folder: Path, tree: Mapping[str, Any]) -> None:
   try:
     with quiet(), ocp.Checkpointer(handler) as checkpointer:
       checkpointer.save(folder.absolute(), args=args)
-  except UserError:  # A leaf that could not be read.
+  except UserError:  # Of a leaf.
     raise
   except ValueError as e:  # TensorStore's, whatever the disk says.
     raise OSError(f"{folder.name}: {e}") from e

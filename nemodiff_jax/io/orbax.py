@@ -94,6 +94,21 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
     raise UserError(f"{path}: expected JSON with tensors ({e}).") from e
 
 
+def orbax_package(item: Path) -> Any:
+  """The package orbax.checkpoint.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    import orbax.checkpoint
+  except ImportError as e:
+    raise UserError(
+      f"{item}: for Orbax checkpoints, install nemodiff-jax[convert]."
+    ) from e
+  return orbax.checkpoint
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
   """Keeps Orbax's account of every step out of the log; warnings stay."""
@@ -135,7 +150,7 @@ def _metadata(item: Path) -> list[tuple[tuple[str, ...], Any]]:
   """Path and metadata of each array of an Orbax item."""
   import jax
 
-  ocp = _orbax(item)
+  ocp = orbax_package(item)
   try:
     with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(item.absolute()).item_metadata.tree
@@ -149,7 +164,7 @@ def _metadata(item: Path) -> list[tuple[tuple[str, ...], Any]]:
 
 def _restore(name: str, leaf: _Leaf) -> np.ndarray:
   """One array of an Orbax item, without reading the others."""
-  ocp = _orbax(leaf.item)
+  ocp = orbax_package(leaf.item)
   item: Any = 0
   args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
   for key in reversed(leaf.path):
@@ -167,16 +182,6 @@ def _restore(name: str, leaf: _Leaf) -> np.ndarray:
   for key in leaf.path:
     tree = tree[key]
   return np.asarray(tree)
-
-
-def _orbax(item: Path) -> Any:
-  try:
-    import orbax.checkpoint
-  except ImportError as e:
-    raise UserError(
-      f"{item}: to read Orbax checkpoints, install nemodiff-jax[convert]."
-    ) from e
-  return orbax.checkpoint
 
 
 def _unreadable(item: Path, error: Exception) -> str:

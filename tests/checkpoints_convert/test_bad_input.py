@@ -4,12 +4,14 @@ import json
 import os
 import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import compare, convert, folders
+from checkpoints_convert import compare, convert, folders, trimode
+from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from tests import helpers
@@ -189,6 +191,31 @@ def test_orbax_folder_without_its_tree_is_no_checkpoint(source):
   orbax = orbax_of(source)
   (orbax / "params" / "_METADATA").unlink()
   fails(orbax, "expected model.safetensors or")
+
+
+def test_orbax_tensor_that_is_not_float(source, tiny):
+  orbax = orbax_of(source)
+  shutil.rmtree(orbax / "params")
+  norm = {"weight": np.ones(48, np.int8)}
+  write_params(orbax / "params", {**tiny.params, "norm": norm})
+  fails(orbax, "'encoder.norm.weight' should be of floats, got int8; quantised")
+
+
+def test_unreadable_checksums(source):
+  orbax = orbax_of(source)
+  (orbax / "conversion.json").write_text("[]")
+  fails(orbax, "conversion.json: expected JSON with tensors")
+
+
+def test_packages_that_are_not_installed(source, monkeypatch):
+  monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+  monkeypatch.setitem(sys.modules, "gguf", None)
+  pair = str(source), str(source.parent / "target")
+  with pytest.raises(UserError, match=r"Orbax .* install nemodiff-jax\[conv"):
+    convert.convert(*pair, convert.to_orbax)
+  with pytest.raises(UserError, match=r"GGUF .* install nemodiff-jax\[conv"):
+    trimode.ar_to_trimode("model.gguf", pair[1], "9", 8)
+  assert list(source.parent.iterdir()) == [source]
 
 
 def test_orbax_tensor_of_another_config(source):
