@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nemodiff_jax.decode.state import (
@@ -60,7 +61,11 @@ def read(
   size = max(1, MAX_READ // max(1, slots))
   if batch <= size:
     return some(slice(None))
-  parts = [some(slice(i, i + size)) for i in range(0, batch, size)]
+  parts = []
+  for i in range(0, batch, size):
+    if parts:  # One after the other, or all logits would exist at once.
+      hidden, parts[-1] = lax.optimization_barrier((hidden, parts[-1]))
+    parts.append(some(slice(i, i + size)))
   return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
