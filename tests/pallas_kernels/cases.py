@@ -11,8 +11,8 @@ class Case:
 
   `ends` says how k_end is drawn: 'ragged' per query, 'causal' within the last
   T keys of each row, 'block' alike for all queries of a row, 'whole' beyond
-  the last key, 'mixed' with rows and first queries empty. `processors` is the size of the chip
-  that the call is cut up for.
+  the last key, 'mixed' with the first row and all first queries empty.
+  `processors` is the size of the chip that the call is cut up for.
   """
 
   batch: int
