@@ -13,6 +13,7 @@ Linux).
 import dataclasses
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def peak(config: ModelConfig, mode: str, scheme: str, devices: int) -> int:
     dataclasses.replace(config, num_layers=fewer), mode, scheme, mesh
   )
   done = aot.compile_for("h200", driver.run, *program, mesh=mesh)
-  memory = done.memory_analysis()
+  memory: Any = done.memory_analysis()
   held = sum(
     map(own_bytes, jax.tree.leaves(arguments(config, mode, scheme, mesh)[1:]))
   )
