@@ -145,10 +145,9 @@ def block_sums(
     ends = choice == plan.canvas.eos_id
     active = some.masked & _all_before((match & ~ends) | ~some.masked)
     distill, cross = slot_losses(how, logits(some.draft), before, choice)
-    mean = lambda x: (
-      jnp.where(active, x, 0.0).sum(-1) / jnp.maximum(active.sum(-1), 1)
-    )
-    accepted = (match & active).sum(-1) + some.masked.any(-1)
+    total = jnp.maximum(active.sum(-1), 1).astype(jnp.float32)
+    mean = lambda x: jnp.where(active, x, 0.0).sum(-1) / total
+    accepted = (match & active).sum(-1) + some.masked.any(-1).astype(jnp.int32)
     return {
       "distill": mean(distill).sum(),
       "cross_entropy": mean(cross).sum(),

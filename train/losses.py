@@ -108,7 +108,25 @@ def joint_loss(
   counts: Counts,
   block: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """These rows' part of the loss, and sums to report.
+  """These rows' part of the loss, and sums to report: see `weigh`."""
+  if noisy is None:
+    clean = clean_pass(stack, params, rows)
+    hidden = clean[:, :0], clean
+  else:
+    hidden = doubled_pass(stack, params, rows, noisy, block)
+  kernel = head_kernel(stack.config, params)
+  return weigh(joint, kernel, hidden, noisy, targets, counts)
+
+
+def weigh(
+  joint: Joint,
+  kernel: Float[Array, "D V"],
+  hidden: tuple[Float[Array, "B M D"], Float[Array, "B L D"]],
+  noisy: Noisy | None,
+  targets: tuple[Targets, Targets | None],
+  counts: Counts,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """The loss of some rows from their hidden states.
 
   The counts are those of the whole step: parts of it simply add up, on however
   many devices and in however many turns they are computed.
@@ -118,25 +136,19 @@ def joint_loss(
     cross entropy and number of masks per noise level [LEVELS].
   """
   clean, masks = targets
-  if noisy is None or masks is None:
-    hidden = clean_pass(stack, params, rows)
-    target = clean.token
-  else:
-    halves = doubled_pass(stack, params, rows, noisy, block)
-    hidden = jnp.concatenate(halves, 1)
-    target = jnp.concatenate([masks.token, clean.token], 1)
-  kernel = head_kernel(stack.config, params)
-  losses = token_losses(hidden, kernel, target, joint.chunk)
-  m = target.shape[1] - clean.token.shape[1]
+  join = lambda a, b: jnp.concatenate([a, b], 1)
+  target = clean.token if masks is None else join(masks.token, clean.token)
+  losses = token_losses(join(*hidden), kernel, target, joint.chunk)
+  m = hidden[0].shape[1]
   ar = (losses[:, m:] * clean.weight).sum() / counts.ar
-  sums = {"ar": ar}
   if noisy is None or masks is None:
-    return joint.ar_weight * ar, sums
+    return joint.ar_weight * ar, {"ar": ar}
   diffusion = (losses[:, :m] * masks.weight).sum() / counts.diffusion
   level = jnp.minimum((noisy.level * LEVELS).astype(jnp.int32), LEVELS - 1)
   masked = noisy.masked[..., None].astype(jnp.float32)
   at_level = jax.nn.one_hot(level, LEVELS)[:, None] * masked
-  sums |= {
+  sums = {
+    "ar": ar,
     "diffusion": diffusion,
     "level_loss": (losses[:, :m, None] * at_level).sum((0, 1)),
     "level_count": at_level.sum((0, 1)),

@@ -124,7 +124,7 @@ def make_step(
     grads, metrics = _gradients(
       plan, loss, state.params, frozen, per_row, shared
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])

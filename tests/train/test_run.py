@@ -1,0 +1,311 @@
+"""Whole runs at toy size: going on after a kill, refusals, what is written."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from nemodiff_jax import api
+from nemodiff_jax.errors import UserError
+from tests import helpers
+from train import loop, settings
+from train.configs import ar, ar_to_diffusion_8b, drafter, sft, tiny
+
+ROOT = Path(__file__).parent.parent.parent
+TOY = {
+  "steps": 6,
+  "batch_size": 4,
+  "length": 64,
+  "noisy_length": 64,
+  "block_lengths": (8,),
+  "log_every": 1,
+  "data.bins": 2,
+  "eval.every": 0,
+  "checkpoint.every": 2,
+  "optimizer.name": "adamw",
+  "optimizer.warmup": 2,
+  "model.vocab_size": 320,
+  "model.hidden_size": 32,
+  "model.intermediate_size": 64,
+  "model.num_layers": 2,
+  "model.num_heads": 2,
+  "model.num_kv_heads": 1,
+  "model.head_dim": 16,
+}
+
+
+def toy(module=tiny, **changes):
+  config = module.get_config()
+  for key, value in (
+    TOY | {k.replace("__", "."): v for k, v in changes.items()}
+  ).items():
+    *path, name = key.split(".")
+    node = config
+    for part in path:
+      node = node[part]
+    node[name] = value
+  return config
+
+
+def command(workdir: Path, *more: str, **changes) -> list[str]:
+  given = TOY | {k.replace("__", "."): v for k, v in changes.items()}
+  return [
+    sys.executable,
+    "-m",
+    "train.main",
+    "--config=train/configs/tiny.py",
+    f"--workdir={workdir}",
+    *(f"--config.{k}={v}" for k, v in given.items()),
+    *more,
+  ]
+
+
+def run(arguments: list[str], **how) -> subprocess.CompletedProcess:
+  cache = str(ROOT / ".pytest_cache" / "compiled")
+  env = (
+    os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": cache,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    | how.pop("env", {})
+  )
+  return subprocess.run(
+    arguments, cwd=ROOT, env=env, capture_output=True, text=True, **how
+  )
+
+
+def lines(workdir: Path) -> list[dict]:
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def same(a, b) -> None:
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b)
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An undisturbed run: its workdir, its last state, and its export."""
+  workdir = tmp_path_factory.mktemp("whole")
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    config = toy(eval__every=6, eval__questions=1, eval__max_new_tokens=8)
+    state = loop.train(config, workdir, None, workdir / "export")
+  return workdir, state
+
+
+def test_a_run_writes_what_it_did(whole):
+  workdir, state = whole
+  assert int(state.step) == 6 and int(state.skipped) == 0
+  steps = [x for x in lines(workdir) if "loss" in x]
+  assert [x["step"] for x in steps] == [1, 2, 3, 4, 5, 6]
+  for (
+    name
+  ) in "loss ar diffusion grad_norm lr tokens_per_second memory_gib".split():
+    assert np.isfinite(steps[-1][name]), name
+  assert any(k.startswith("diffusion/t_") for k in steps[-1])
+  found = next(x for x in lines(workdir) if "sample" in x)
+  for mode in ("ar", "diffusion", "linear_spec", "quadratic_spec"):
+    assert 0 <= found[f"eval/{mode}_accuracy"] <= 1
+    assert found[f"eval/{mode}_tokens_per_forward"] > 0
+  record = json.loads((workdir / "run.json").read_text())
+  assert record["config"]["batch_size"] == 4 and record["versions"]["jax"]
+  assert list((workdir / "tensorboard").iterdir())
+  kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert kept == [4, 6]  # The newest two.
+
+
+def test_the_export_decodes(whole):
+  model = api.load(str(whole[0] / "export"))
+  prompt = [{"role": "user", "content": "What is 1 + 2?"}]
+  one, two = (
+    api.generate(model, prompt, mode=mode, max_new_tokens=8)[0].token_ids
+    for mode in ("ar", "linear_spec")
+  )
+  assert one == two
+
+
+def test_a_stopped_run_goes_on_to_the_same_parameters(
+  whole, tmp_path, ordinary
+):
+  """In a process of its own up to step 4, and here to the end."""
+  done = run(command(tmp_path, steps=6) + ["--config.max_bad_steps=10"])
+  assert done.returncode == 0, done.stderr
+  import shutil
+
+  shutil.rmtree(tmp_path / "checkpoints" / "6")
+  state = loop.train(toy(), tmp_path)
+  same(state.params, whole[1].params)
+  same(state.opt_state, whole[1].opt_state)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ordinary):
+  """kill -9 at random moments, some of them while a checkpoint is written."""
+  rng, kills = np.random.default_rng(), 0
+  config = toy(steps=40)
+  expected = loop.train(config, tmp_path / "whole")
+  workdir = tmp_path / "killed"
+  for _ in range(20):
+    process = subprocess.Popen(
+      command(workdir, steps=40),
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+    )
+    before = time.time()
+    folder = workdir / "checkpoints"
+    wanted = min(40, 2 * (kills * 5 + 1))
+    while process.poll() is None and time.time() - before < 300:
+      if any((folder / str(wanted + i)).exists() for i in range(12)):
+        break
+      time.sleep(0.05)
+    time.sleep(rng.uniform(0, 1))
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    process.wait()
+    if process.returncode == 0 or kills == 3:
+      break
+  assert kills > 0
+  state = loop.train(config, workdir)
+  same(state.params, expected.params)
+  same(state.opt_state, expected.opt_state)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_stop_the_run(
+  tiny, tmp_path, ordinary
+):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  helpers.write_tokenizer(tmp_path / "init", tiny.config)
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"text": "w7 w8 w9 w10 w11 w12"}\n' * 8)
+  config = toy(
+    ar,
+    optimizer__lr=float("inf"),
+    optimizer__final_lr=float("inf"),
+    max_bad_steps=3,
+    steps=9,
+    data__source=str(data),
+    data__shards=1,
+    dtype="float32",
+  )
+  workdir = tmp_path / "run"
+  with pytest.raises(
+    UserError, match="the last 3 steps .* last good checkpoint"
+  ):
+    loop.train(config, workdir, str(tmp_path / "init"))
+  last = lines(workdir)[-1]
+  assert last["bad_run"] == 3 and last["skipped"] == 3
+
+
+def test_another_run_does_not_take_over_a_workdir(whole, ordinary):
+  with pytest.raises(UserError, match="another run .*seed was 0, now 1"):
+    loop.train(toy(seed=1), whole[0])
+  with pytest.raises(UserError, match="another run .*init_from was None"):
+    loop.train(toy(), whole[0], str(whole[0] / "export"))
+
+
+def test_an_init_checkpoint_of_other_shapes_is_an_error(
+  whole, tiny, tmp_path, ordinary
+):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  path = tmp_path / "init" / "config.json"
+  path.write_text(
+    path.read_text().replace('"hidden_size": 48', '"hidden_size": 64')
+  )
+  with pytest.raises(UserError, match="should have shape"):
+    loop.train(toy(), tmp_path / "run", str(tmp_path / "init"))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+  """Files may not grow beyond 300 kB: the optimiser's state does."""
+  first = run(command(tmp_path, steps=6), timeout=600)
+  assert first.returncode == 0, first.stderr
+  import shutil
+
+  shutil.rmtree(tmp_path / "checkpoints" / "6")
+
+  def small_files():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+  full = run(command(tmp_path, steps=6), preexec_fn=small_files, timeout=600)
+  assert full.returncode == 2, full.stderr
+  assert "could not be saved" in full.stderr
+  good = tmp_path / "checkpoints" / "4"
+  assert f"last good checkpoint is {good}" in full.stderr
+  after = run(command(tmp_path, steps=6), timeout=600)
+  assert after.returncode == 0, after.stderr
+
+
+def test_an_unknown_key_is_answered_with_the_nearest():
+  done = run(command(Path("unused"), "--config.batch_sise=3"))
+  assert done.returncode == 2
+  assert (
+    "unknown key 'batch_sise' (nearest known key: 'batch_size')" in done.stderr
+  )
+  config = tiny.get_config()
+  config.optimizer.momentun = 1.0
+  with pytest.raises(UserError, match="unknown key 'optimizer.momentun'"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize(
+  "change, why",
+  [
+    ({"length": 60}, "length should be a multiple of the block length 8, got 60"),
+    ({"block_lengths": (8, 12), "length": 48, "noisy_length": 48}, "8 should divide the largest, 12"),
+    ({"block_lengths": ()}, "should be positive numbers"),
+    ({"count": "all"}, "count should be one of"),
+    ({"steps": 0}, "steps should be a whole number of at least 1"),
+    ({"data__source": ""}, "data.source should be"),
+    ({"eval__modes": ("ar", "magic")}, "eval.modes should be among .* 'magic'"),
+    ({"batch_size": 3}, "batch_size should be a multiple of data x fsdp"),
+    ({"data__shards": 3}, "shards should divide batch_size 4, got 3"),
+    ({"mesh__data": 3, "mesh__fsdp": 1}, "data x fsdp x tensor should be the 2 devices"),
+    ({"data__source": "some.jsonl"}, "--init_from should name the checkpoint"),
+  ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_errors(tmp_path, change, why):
+  with pytest.raises(UserError, match=why):
+    loop.train(toy(**change), tmp_path)
+
+
+def test_a_key_that_is_missing_is_named():
+  config = tiny.get_config()
+  del config.optimizer.clip
+  with pytest.raises(UserError, match="'optimizer.clip' is missing"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize("module", [ar, ar_to_diffusion_8b, drafter, sft, tiny])
+def test_every_config_is_complete_and_every_key_has_a_comment(module):
+  config = module.get_config()
+  config.data.source = config.data.source or "some.jsonl"
+  settings.check(config)
+  source = Path(module.__file__).read_text().splitlines()
+  for before, line in zip(source, source[1:], strict=False):
+    if line.startswith("  c.") and not line.endswith("ConfigDict()"):
+      assert before.strip().startswith("#"), line
+
+
+def test_a_base_without_a_mask_needs_one(tiny, tmp_path, ordinary):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  path = tmp_path / "init" / "config.json"
+  path.write_text(
+    path.read_text().replace('"mask_token_id": 5', '"mask_token_id": null')
+  )
+  with pytest.raises(UserError, match="--config.model.mask_id=ID"):
+    loop.train(toy(data__source="x"), tmp_path / "run", str(tmp_path / "init"))
