@@ -118,7 +118,7 @@ def drafted_blocks(
   kernel = head_kernel(stack.config, frozen)
   tokens = _draft_tokens(plan, how, kernel, lax.stop_gradient(draft), keys)
   tokens = jnp.where(noisy.masked, tokens, noisy.target)
-  said = noisy.replace(tokens=tokens)
+  said = dataclasses.replace(noisy, tokens=tokens)
   verify, _ = doubled_pass(stack, frozen, rows, said, c, causal=True)
   return Blocks(
     draft=_fold(draft, c),

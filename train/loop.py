@@ -152,7 +152,7 @@ def _steps(run, state, frozen, batches, source, checkpoints, writer):
     if done % config.log_every == 0 or done == config.steps:
       seconds = time.perf_counter() - since
       report = summarise(run, waiting, seconds)
-      report["lr"] = float(rate(step))
+      report["lr"] = float(jnp.asarray(rate(step)))
       report["skipped_lines"] = len(source.skipped)
       writer.write(done, report)
       bar.set_postfix(

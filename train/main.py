@@ -16,7 +16,9 @@ from train import loop, settings
 from train.configs import tiny
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and metrics.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Checkpoints and metrics.", required=True
+)
 _INIT = flags.DEFINE_string(
   "init_from", None, "Checkpoint to start from: a folder or a hub name."
 )
@@ -29,7 +31,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(_: list[str]) -> None:

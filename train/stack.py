@@ -7,6 +7,7 @@ all of them and rematerialises its activations in the backward pass.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def run_stack(
   lora = None if drafter is None else drafter.layers
   x, _ = lax.scan(layer, x, (params["layers"], lora))
   norm = {"params": stack.cast(params["norm"])}
-  hidden: Array = RMSNorm(config.rms_norm_eps).apply(norm, x)
+  hidden: Any = RMSNorm(config.rms_norm_eps).apply(norm, x)
   return hidden
 
 

@@ -3,9 +3,9 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,77 +16,9 @@ import pytest
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from tests import helpers
+from tests.train.runs import ROOT, command, lines, run, toy
 from train import loop, settings
 from train.configs import ar, ar_to_diffusion_8b, drafter, sft, tiny
-
-ROOT = Path(__file__).parent.parent.parent
-TOY = {
-  "steps": 6,
-  "batch_size": 4,
-  "length": 64,
-  "noisy_length": 64,
-  "block_lengths": (8,),
-  "log_every": 1,
-  "data.bins": 2,
-  "eval.every": 0,
-  "checkpoint.every": 2,
-  "optimizer.name": "adamw",
-  "optimizer.warmup": 2,
-  "model.vocab_size": 320,
-  "model.hidden_size": 32,
-  "model.intermediate_size": 64,
-  "model.num_layers": 2,
-  "model.num_heads": 2,
-  "model.num_kv_heads": 1,
-  "model.head_dim": 16,
-}
-
-
-def toy(module=tiny, **changes):
-  config = module.get_config()
-  for key, value in (
-    TOY | {k.replace("__", "."): v for k, v in changes.items()}
-  ).items():
-    *path, name = key.split(".")
-    node = config
-    for part in path:
-      node = node[part]
-    node[name] = value
-  return config
-
-
-def command(workdir: Path, *more: str, **changes) -> list[str]:
-  given = TOY | {k.replace("__", "."): v for k, v in changes.items()}
-  return [
-    sys.executable,
-    "-m",
-    "train.main",
-    "--config=train/configs/tiny.py",
-    f"--workdir={workdir}",
-    *(f"--config.{k}={v}" for k, v in given.items()),
-    *more,
-  ]
-
-
-def run(arguments: list[str], **how) -> subprocess.CompletedProcess:
-  cache = str(ROOT / ".pytest_cache" / "compiled")
-  env = (
-    os.environ
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": cache,
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    | how.pop("env", {})
-  )
-  return subprocess.run(
-    arguments, cwd=ROOT, env=env, capture_output=True, text=True, **how
-  )
-
-
-def lines(workdir: Path) -> list[dict]:
-  text = (workdir / "metrics.jsonl").read_text()
-  return [json.loads(line) for line in text.splitlines()]
 
 
 def same(a, b) -> None:
@@ -142,8 +74,6 @@ def test_a_stopped_run_goes_on_to_the_same_parameters(
   """In a process of its own up to step 4, and here to the end."""
   done = run(command(tmp_path, steps=6) + ["--config.max_bad_steps=10"])
   assert done.returncode == 0, done.stderr
-  import shutil
-
   shutil.rmtree(tmp_path / "checkpoints" / "6")
   state = loop.train(toy(), tmp_path)
   same(state.params, whole[1].params)
@@ -233,8 +163,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
   """Files may not grow beyond 300 kB: the optimiser's state does."""
   first = run(command(tmp_path, steps=6), timeout=600)
   assert first.returncode == 0, first.stderr
-  import shutil
-
   shutil.rmtree(tmp_path / "checkpoints" / "6")
 
   def small_files():
