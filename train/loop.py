@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 import tqdm
+from jax.experimental import multihost_utils
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.model import Params
@@ -100,11 +101,12 @@ def train(
       state = checkpoints.restore(state, batches)
       watch.say(f"going on from {checkpoints.name()}")
     state = _steps(run, state, frozen, batches, source, checkpoints, writer)
-    if export_to is not None and jax.process_index() == 0:
-      base, lora = (
-        (frozen, state.params) if run.drafts else (state.params, None)
-      )
-      export(export_to, start, base, lora, config.drafter.alpha)
+    if export_to is not None:
+      both = (frozen, state.params) if run.drafts else (state.params, None)
+      if jax.process_count() > 1:
+        both = multihost_utils.process_allgather(both, tiled=True)
+      if jax.process_index() == 0:
+        export(export_to, start, *both, config.drafter.alpha)
     return state
   finally:
     writer.close()

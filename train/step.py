@@ -115,7 +115,8 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """step(state, frozen, rows, hard) -> (state, metrics); the state is donated.
 
-  A step whose loss or gradient is not finite changes nothing but the counters.
+  A step whose loss, gradient or update is not finite changes nothing but the
+  counters.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -127,7 +128,8 @@ def make_step(
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    moved = optax.tree.norm(updates)
+    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"] + moved)
     keep = lambda new, old: jax.tree.map(
       lambda a, b: jnp.where(fine, a, b), new, old
     )

@@ -119,7 +119,9 @@ def check_run(
   }
   if jax.process_index() == 0:
     try:
-      path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+      new = path.with_suffix(".new")  # Others may be looking for the file.
+      new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+      new.rename(path)
     except OSError as e:
       raise UserError(f"{path}: could not be written ({e}).") from e
 

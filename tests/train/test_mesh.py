@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import init_params
 from tests.train.runs import ROOT, command, lines, run
@@ -59,6 +60,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
         tmp_path,
         f"--coordinator=127.0.0.1:{port}",
         "--processes=2",
+        f"--export={tmp_path / 'export'}",
         f"--process={i}",
         **SIZES,
       ),
@@ -75,6 +77,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
   found = losses(tmp_path)
   assert len(found) == 20
   np.testing.assert_allclose(found, alone, rtol=1e-5)
+  assert open_checkpoint(str(tmp_path / "export")).load_params()
 
 
 def test_every_large_array_lies_on_the_mesh_by_the_rules():
