@@ -102,11 +102,12 @@ def train(
       watch.say(f"going on from {checkpoints.name()}")
     state = _steps(run, state, frozen, batches, source, checkpoints, writer)
     if export_to is not None:
-      both = (frozen, state.params) if run.drafts else (state.params, None)
+      both: Any = (frozen, state.params) if run.drafts else (state.params, None)
       if jax.process_count() > 1:
         both = multihost_utils.process_allgather(both, tiled=True)
       if jax.process_index() == 0:
-        export(export_to, start, *both, config.drafter.alpha)
+        base, lora = both
+        export(export_to, start, base, lora, config.drafter.alpha)
     return state
   finally:
     writer.close()

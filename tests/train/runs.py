@@ -57,19 +57,20 @@ def command(workdir: Path, *more: str, **changes) -> list[str]:
   ]
 
 
-def run(arguments: list[str], **how) -> subprocess.CompletedProcess:
-  cache = str(ROOT / ".pytest_cache" / "compiled")
-  env = (
-    os.environ
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": cache,
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    | how.pop("env", {})
-  )
+def environment(**more: str) -> dict[str, str]:
+  """Of a process that trains; compiled programs are shared with the tests."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",  # As in the tests' own process.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    **more,
+  }
+
+
+def run(arguments: list[str], **more: str) -> subprocess.CompletedProcess:
   return subprocess.run(
-    arguments, cwd=ROOT, env=env, capture_output=True, text=True, **how
+    arguments, cwd=ROOT, env=environment(**more), capture_output=True, text=True
   )
 
 

@@ -1,6 +1,5 @@
 """The same losses on any mesh and any number of processes."""
 
-import os
 import socket
 import subprocess
 
@@ -12,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import init_params
-from tests.train.runs import ROOT, command, lines, run
+from tests.train.runs import ROOT, command, environment, lines, run
 from train import mesh
 from train.stack import stack_layers
 
@@ -33,16 +32,15 @@ def losses(workdir) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("alone")
-  done = run(command(workdir, **SIZES))
+  done = run(command(workdir, **SIZES), JAX_NUM_CPU_DEVICES="1")
   assert done.returncode == 0, done.stderr
   return losses(workdir)
 
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(alone, tmp_path):
-  flags = "--xla_force_host_platform_device_count=8"
   sizes = {"mesh.fsdp": 4, "mesh.tensor": 2}
-  done = run(command(tmp_path, **SIZES, **sizes), env={"XLA_FLAGS": flags})
+  done = run(command(tmp_path, **SIZES, **sizes), JAX_NUM_CPU_DEVICES="8")
   assert done.returncode == 0, done.stderr
   found = losses(tmp_path)
   assert len(found) == 20
@@ -65,7 +63,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
         **SIZES,
       ),
       cwd=ROOT,
-      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      env=environment(JAX_NUM_CPU_DEVICES="1"),
       stderr=subprocess.PIPE,
       text=True,
     )
