@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from nemodiff_jax import api
 from train import evaluate, loop
@@ -75,6 +75,7 @@ def measure(name: str, changes: dict) -> dict[str, float]:
 
 
 def main(_) -> None:
+  logging.set_verbosity(logging.WARNING)
   print(
     f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores {platform.machine()},"
     f" jax {jax.__version__}, {_STEPS.value} steps a run,"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
@@ -91,6 +91,7 @@ def run(folder: Path, speed: float = 1.0) -> list[dict[str, float]]:
 
 def main(_: list[str]) -> None:
   """Runs the demonstration."""
+  logging.set_verbosity(logging.WARNING)
   try:
     if _WORKDIR.value is not None:
       run(Path(_WORKDIR.value), _SPEED.value)
