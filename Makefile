@@ -1,5 +1,6 @@
 # Everything starts from a bare clone: a target makes .venv if it is not there.
 #   make demo       decode in four modes
+#   make train-demo two minutes from nothing to a tri-mode model
 #   make test       the test suite         make test-slow   the rest of it
 #   make check      lint, format, types, BUILD files
 #   make bench      speed and memory on this machine
@@ -12,11 +13,14 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
   2>/dev/null && echo $$p && break; done)
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
-.PHONY: demo test test-slow check fix bench smollm2 clean
+.PHONY: demo train-demo test test-slow check fix bench smollm2 clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
 	@$(RUN) -m nemodiff_jax.cli.demo
+
+train-demo: $(VENV)/.dev
+	@$(RUN) -m train.demo
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto

@@ -13,6 +13,7 @@ import statistics
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -20,8 +21,12 @@ from nemodiff_jax import api
 from nemodiff_jax.api import Model, generate_rows
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from train import arithmetic
-from train.corruption import corrupt
-from train.losses import joint_loss
+from train.configs import tiny
+from train.corruption import Rows
+from train.documents import encode_record
+from train.settings import make_plan
+from train.stack import stack_layers
+from train.step import loss_joint, prepare_joint
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Default: embedded.")
 _QUESTIONS = flags.DEFINE_integer("questions", 100, "Per family.")
@@ -92,25 +97,46 @@ def accuracy(model: Model, count: int) -> None:
 
 
 def losses(model: Model, count: int) -> None:
-  rng, pairs, mask_id = np.random.default_rng(0), [], model.config.mask_id
-  if model.tokenizer is None or mask_id is None:
-    raise SystemExit("expected a tri-mode checkpoint with a tokenizer")
-  for family in arithmetic.FAMILIES:
-    for question, answer, _ in arithmetic.held_out(family, count):
-      reply = model.tokenizer.encode(answer)[1:]
-      pairs.append((encode(model, question), [*reply, model.config.eos_ids[0]]))
-  batch = corrupt(
-    rng,
-    pairs,
-    length=128,
-    noisy=128,
-    block=16,
-    mask_id=mask_id,
-    eos_id=model.config.eos_ids[0],
-    hard=np.zeros(model.config.vocab_size, bool),
+  """Held-out losses, corrupted as train/configs/tiny.py corrupts."""
+  config, size = tiny.get_config(), 128
+  config.hard_weight = 1.0
+  documents = [
+    encode_record(
+      {
+        "messages": [
+          {"role": "user", "content": question},
+          {"role": "assistant", "content": answer},
+        ]
+      },
+      model.tokenizer,
+      model.template,
+      model.config.eos_ids,
+    )
+    for family in arithmetic.FAMILIES
+    for question, answer, _ in arithmetic.held_out(family, count)
+  ]
+  tokens = np.full((len(documents), size), model.config.eos_ids[0], np.int32)
+  supervised = np.zeros(tokens.shape, bool)
+  for row, document in enumerate(documents):
+    ids = document["tokens"][:size]
+    tokens[row, : len(ids)] = ids
+    supervised[row, : len(ids)] = document["supervised"][:size]
+  rows = Rows(
+    tokens=jnp.asarray(tokens),
+    supervised=jnp.asarray(supervised),
+    start=jnp.zeros(tokens.shape, jnp.int32),
+    example=jnp.arange(len(tokens), dtype=jnp.int32),
   )
-  loss = jax.jit(lambda p, b: joint_loss(model.module, p, b, 1.0)[1])
-  parts = loss(model.weights.params, batch)
+  plan = make_plan(config, model.config, 16)
+  hard = jnp.zeros(model.config.vocab_size, bool)
+  params = stack_layers(model.weights.params, model.config.num_layers)
+
+  @jax.jit
+  def run(params, rows):
+    part = prepare_joint(plan, plan.key(jnp.int32(0)), rows, hard)
+    return loss_joint(plan, params, {}, part)[1]
+
+  parts = run(params, rows)
   print(
     f"\nheld-out loss per token: ar {float(parts['ar']):.4f}, diffusion"
     f" {float(parts['diffusion']):.4f}"

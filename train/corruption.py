@@ -1,109 +1,201 @@
-"""Turns (prompt, answer) pairs into noisy blocks as decoding meets them."""
+"""Which tokens become masks: noise that depends on (seed, step, example)."""
 
 import dataclasses
-from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
-from train.losses import Batch
+EDGES = ("document", "answer")
+
+
+@struct.dataclass
+class Rows:
+  """Packed rows, as the data pipeline gives them.
+
+  Attributes:
+    tokens: [B, L] documents one after another.
+    supervised: [B, L] tokens that are learned: never those of a prompt.
+    start: [B, L] index in the row at which the token's document starts.
+    example: [B] index of the row in the global batch.
+  """
+
+  tokens: Int[Array, "B L"]
+  supervised: Bool[Array, "B L"]
+  start: Int[Array, "B L"]
+  example: Int[Array, "B"]
+
+
+@struct.dataclass
+class Noisy:
+  """Blocks of the rows, with masks.
+
+  Attributes:
+    tokens: [B, M] what the model sees.
+    target: [B, M] what the slots hold in truth.
+    chance: [B, M] probability with which the slot was masked; 0: it is given.
+    masked: [B, M] which are masks.
+    place: [B, M] index of the slot in its row.
+    before: [B, M] index of the block's first slot: the clean keys it sees end
+      there; 0 in an unused block.
+    start: [B, M] where the block's document starts.
+    level: [B] noise level t of the row.
+  """
+
+  tokens: Int[Array, "B M"]
+  target: Int[Array, "B M"]
+  chance: Float[Array, "B M"]
+  masked: Bool[Array, "B M"]
+  place: Int[Array, "B M"]
+  before: Int[Array, "B M"]
+  start: Int[Array, "B M"]
+  level: Float[Array, "B"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-  """How often a row is corrupted in which way; the shares add up to 1.
+  """How rows are corrupted. The defaults are the published recipe.
+
+  A row is corrupted in one of three ways: uniformly (each supervised slot with
+  probability p = (1 - eps) t + eps, one t per row), as a draft (every slot), or
+  hard-last (uniformly, but only hard tokens, as happens in decoding, where
+  easy ones are revealed first).
 
   Attributes:
-    draft: every slot masked, slot 0 known half of the time.
-    uniform: each slot masked with probability t.
-    hard_last: only hard tokens masked, with probability t, as happens in
-      decoding, where easy ones are revealed first.
-    t: range of t, drawn per row.
+    eps: smallest p.
+    t_min: t ~ U[t_min, 1].
+    draft: share of rows corrupted as a draft.
+    hard_last: share of rows of which only hard tokens are masked.
+    known_first: chance that a row's blocks have their slot 0 given.
+    draft_known_first: the same in rows corrupted as a draft.
+    edges: where blocks begin: at multiples of C from the 'document' start, or
+      from its 'answer' (the first supervised token).
+    shift: with 'answer', share of documents whose blocks begin up to C - 1
+      tokens before it, at random.
+    fill: whether EOS after a document, to the end of its last block, is
+      learned.
   """
 
-  draft: float = 0.45
-  uniform: float = 0.25
-  hard_last: float = 0.30
-  t: tuple[float, float] = (0.1, 1.0)
+  eps: float = 1e-3
+  t_min: float = 0.0
+  draft: float = 0.0
+  hard_last: float = 0.0
+  known_first: float = 0.0
+  draft_known_first: float = 0.0
+  edges: str = "document"
+  shift: float = 0.0
+  fill: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+  """Sizes and ids of the noisy half.
+
+  Attributes:
+    noisy: M, slots per row.
+    block: C; divides M.
+    mask_id: of a masked slot.
+    eos_id: what follows a document.
+  """
+
+  noisy: int
+  block: int
+  mask_id: int
+  eos_id: int
 
 
 def corrupt(
-  rng: np.random.Generator,
-  pairs: Sequence[tuple[list[int], list[int]]],
-  *,
-  length: int,
-  noisy: int,
-  block: int,
-  mask_id: int,
-  eos_id: int,
-  hard: np.ndarray,
-  hard_weight: float = 1.0,
-  how: Corruption = Corruption(),
-) -> Batch:
-  """Makes a batch; only answers are masked and supervised.
+  key: Array,
+  rows: Rows,
+  how: Corruption,
+  canvas: Canvas,
+  hard: Bool[Array, "V"],
+) -> Noisy:
+  """Cuts the rows into blocks and masks some of their slots.
 
-  The blocks of a row cover its answer from its first token on, or from a
-  random place before it.
+  Blocks without a supervised token are left out; where a row has more than
+  M / C others, so are the last ones. Row i draws its noise from
+  fold_in(key, example[i]): neither the batch's split over devices nor its
+  order matter.
 
   Args:
-    rng: source of everything random.
-    pairs: prompt and answer ids; answers end with EOS.
-    length: L; prompt + answer are cut to it.
-    noisy: M, a multiple of block.
-    block: C.
-    mask_id: of the open slots.
-    eos_id: what follows an answer, to the end of its last block.
-    hard: [V] which tokens are hard.
-    hard_weight: loss weight of hard tokens.
-    how: shares of the ways to corrupt a row.
+    key: of this step.
+    rows: the packed documents.
+    how: the recipe.
+    canvas: sizes and ids.
+    hard: which tokens are hard.
   """
-  rows, blocks = len(pairs), noisy // block
-  clean = np.full((rows, length), eos_id, np.int32)
-  ar_weight = np.zeros((rows, length), np.float32)
-  starts = np.zeros((rows, blocks), np.int32)
-  target = np.full((rows, noisy), eos_id, np.int32)
-  chance = np.zeros((rows, noisy), np.float32)
-  for row, (prompt, answer) in enumerate(pairs):
-    ids = np.array(prompt + answer, np.int32)[:length]
-    clean[row, : len(ids)] = ids
-    ar_weight[row, len(prompt) : len(ids)] = 1.0
-    shift = rng.integers(0, block) if rng.random() < 0.6 else 0
-    first = max(len(prompt) - int(shift), 0)
-    starts[row] = first + np.arange(blocks) * block
-    place = first + np.arange(noisy)
-    inside = place < len(ids)
-    target[row, inside] = ids[place[inside]]
-    last = (len(ids) - 1 - first) // block
-    counts = (place >= len(prompt)) & (np.arange(noisy) // block <= last)
-    chance[row] = counts * _chance(rng, target[row], block, hard, how)
-  masked = rng.random(chance.shape) < chance
-  scale = np.where(hard[target], hard_weight, 1.0).astype(np.float32)
-  ar_weight *= np.where(hard[clean], hard_weight, 1.0)
-  return Batch(
-    clean=jnp.asarray(clean),
-    ar_weight=jnp.asarray(ar_weight),
-    noisy=jnp.asarray(np.where(masked, mask_id, target).astype(np.int32)),
-    starts=jnp.asarray(starts),
-    target=jnp.asarray(target),
-    weight=jnp.asarray(masked * scale / np.maximum(chance, 1e-3), jnp.float32),
-    supervised=jnp.asarray((chance > 0).astype(np.float32)),
-  )
+
+  def one(tokens, supervised, start, example) -> Noisy:
+    cut, noise = jax.random.split(jax.random.fold_in(key, example))
+    first = _blocks(cut, supervised, start, how, canvas)
+    place = first[:, None] + jnp.arange(canvas.block)[None]
+    used = (first < tokens.size)[:, None]
+    safe = jnp.minimum(place, tokens.size - 1)
+    begin = start[safe[:, :1]]
+    inside = used & (place < tokens.size) & (start[safe] == begin)
+    target = jnp.where(inside, tokens[safe], canvas.eos_id)
+    counts = inside & supervised[safe]
+    if how.fill:
+      last = _of_document(jax.ops.segment_max, supervised, start, -1)[
+        safe[:, :1]
+      ]
+      ended = (last >= 0) & (tokens[last] == canvas.eos_id)
+      beyond = used & ended & (place > last)
+      target = jnp.where(beyond, canvas.eos_id, target)
+      counts |= beyond
+    chance, level = _chance(noise, target, counts, how, hard)
+    draw = jax.random.fold_in(noise, 1)
+    masked = jax.random.uniform(draw, chance.shape) < chance
+    wide = lambda x: jnp.broadcast_to(x, place.shape)
+    parts = Noisy(
+      tokens=jnp.where(masked, canvas.mask_id, target),
+      target=target,
+      chance=chance,
+      masked=masked,
+      place=jnp.where(used, place, 0),
+      before=wide(jnp.where(used, place[:, :1], 0)),
+      start=wide(jnp.where(used, begin, 0)),
+      level=level,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1) if x.ndim else x, parts)
+
+  return jax.vmap(one)(rows.tokens, rows.supervised, rows.start, rows.example)
 
 
-def _chance(
-  rng: np.random.Generator,
-  target: np.ndarray,
-  block: int,
-  hard: np.ndarray,
-  how: Corruption,
-) -> np.ndarray:
-  """Probability with which each slot of a row is masked."""
-  way = rng.random() * (how.draft + how.uniform + how.hard_last)
-  slot = np.arange(len(target)) % block
-  if way < how.draft:
-    return np.where((slot == 0) & (rng.random() < 0.5), 0.0, 1.0)
-  t = rng.uniform(*how.t)
-  known = (slot == 0) & (rng.random() < 0.7)
-  if way < how.draft + how.uniform:
-    return np.where(known, 0.0, t)
-  return np.where(known | ~hard[target], 0.0, t)
+def _blocks(key, supervised, start, how: Corruption, canvas: Canvas) -> Array:
+  """Row index of each block's first slot, L where a block is unused."""
+  size, c = supervised.size, canvas.block
+  index = jnp.arange(size)
+  edge = start
+  if how.edges == "answer":
+    edge = _of_document(jax.ops.segment_min, supervised, start, size)
+    moved, by = jax.random.split(key)
+    by = jax.random.randint(by, (size,), 0, c)
+    by = jnp.where(jax.random.uniform(moved, (size,)) < how.shift, by, 0)
+    edge = jnp.maximum(edge - by[start], start)
+  reach = index[:, None] + jnp.arange(c)[None]
+  safe = jnp.minimum(reach, size - 1)
+  own = (reach < size) & (start[safe] == start[:, None])
+  learned = (own & supervised[safe]).any(1)
+  begins = (index >= edge) & ((index - edge) % c == 0) & learned
+  return jnp.nonzero(begins, size=canvas.noisy // c, fill_value=size)[0]
+
+
+def _of_document(reduce, supervised, start, empty: int) -> Array:
+  """First or last supervised index of each token's document."""
+  index = jnp.where(supervised, jnp.arange(supervised.size), empty)
+  return reduce(index, start, supervised.size)[start]
+
+
+def _chance(key, target, counts, how: Corruption, hard) -> tuple[Array, Array]:
+  """Probability that a slot of [blocks, C] is masked, and the row's t."""
+  way, level, first = jax.random.uniform(key, (3,))
+  t = how.t_min + (1 - how.t_min) * level
+  draft, easy = way < how.draft, way >= 1 - how.hard_last
+  p = jnp.where(draft, 1.0, (1 - how.eps) * t + how.eps)
+  given = easy & ~hard[target]
+  known = first < jnp.where(draft, how.draft_known_first, how.known_first)
+  given |= known & (jnp.arange(target.shape[1]) == 0)[None]
+  return jnp.where(counts & ~given, p, 0.0), jnp.where(draft, 1.0, t)

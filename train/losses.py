@@ -1,62 +1,194 @@
 """The joint objective: causal prediction, and filling in of masks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nemodiff_jax.nn.model import Params, Transformer, head
-from train.doubled import doubled_pass
+from nemodiff_jax.nn.model import Params
+from train.corruption import Noisy, Rows
+from train.doubled import clean_pass, doubled_pass
+from train.stack import Stack, head_kernel
+
+COUNTS = ("supervised", "masked", "joint")
+LEVELS = 4  # Noise levels that are reported apart.
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+  """The objective ar_weight * ar + diffusion_weight * diffusion.
+
+  Attributes:
+    ar_weight: of the causal branch.
+    diffusion_weight: of the diffusion branch; 0 leaves the noisy half out.
+    count: what the diffusion branch is divided by: the 'supervised' slots
+      (the estimate of the likelihood's bound), the 'masked' ones (about twice
+      the weight), or 'joint': both branches by masked + supervised together.
+    hard_weight: weight of hard tokens in both branches; 1 for plain losses.
+    chunk: positions of each row whose logits are in memory at a time.
+  """
+
+  ar_weight: float = 1.0
+  diffusion_weight: float = 0.3
+  count: str = "supervised"
+  hard_weight: float = 1.0
+  chunk: int = 1024
 
 
 @struct.dataclass
-class Batch:
-  """Rows of one step.
+class Targets:
+  """What is predicted at each position of one half, alignment resolved.
 
   Attributes:
-    clean: [B, L] the texts.
-    ar_weight: [B, L] weight of predicting clean[:, i] from what is before it.
-    noisy: [B, M] blocks of the texts with masks.
-    starts: [B, blocks] where each block stands in its text.
-    target: [B, M] what the noisy slots hold in truth.
-    weight: [B, M] 1 / p at masked slots that count, 0 elsewhere; p is the
-      probability with which the slot was masked.
-    supervised: [B, M] slots that might have been masked.
+    token: [B, T] the token that the hidden state at this position predicts.
+    weight: [B, T] weight of its cross entropy; 0: not learned.
   """
 
-  clean: Int[Array, "B L"]
-  ar_weight: Float[Array, "B L"]
-  noisy: Int[Array, "B M"]
-  starts: Int[Array, "B blocks"]
-  target: Int[Array, "B M"]
-  weight: Float[Array, "B M"]
-  supervised: Float[Array, "B M"]
+  token: Int[Array, "B T"]
+  weight: Float[Array, "B T"]
+
+
+@struct.dataclass
+class Counts:
+  """What the sums of a step are divided by, over all its rows.
+
+  Attributes:
+    ar: divides the causal branch.
+    diffusion: divides the diffusion branch.
+  """
+
+  ar: Float[Array, ""]
+  diffusion: Float[Array, ""]
+
+
+def align(
+  rows: Rows, noisy: Noisy | None, hard: Array, hard_weight: float
+) -> tuple[Targets, Targets | None]:
+  """Targets of the clean half (shifted) and of the noisy half (in place).
+
+  The only place that knows which position predicts which token.
+  """
+  shift = lambda x: jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], 1)
+  same = shift(rows.start + 1) == rows.start + 1  # 0 behind the last token.
+  following = shift(rows.tokens)
+  scale = lambda t: jnp.where(hard[t], jnp.float32(hard_weight), 1.0)
+  learned = same & shift(rows.supervised)
+  clean = Targets(following, jnp.where(learned, scale(following), 0.0))
+  if noisy is None:
+    return clean, None
+  weight = scale(noisy.target) / jnp.where(noisy.masked, noisy.chance, 1.0)
+  weight = jnp.where(noisy.masked, weight, 0.0)
+  return clean, Targets(noisy.target, weight)
+
+
+def count(joint: Joint, clean: Targets, noisy: Noisy | None) -> Counts:
+  """Denominators; of all devices, since the arrays are global."""
+  ar = clean.weight.sum()
+  if noisy is None:
+    return Counts(_least(ar), jnp.float32(1))
+  masked = noisy.masked.sum().astype(jnp.float32)
+  supervised = (noisy.chance > 0).sum().astype(jnp.float32)
+  if joint.count == "joint":
+    both = masked + ar
+    return Counts(_least(both), _least(both))
+  chosen = masked if joint.count == "masked" else supervised
+  return Counts(_least(ar), _least(chosen))
 
 
 def joint_loss(
-  module: Transformer, params: Params, batch: Batch, diffusion_weight: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Ar + diffusion_weight * diffusion, and both parts.
+  stack: Stack,
+  joint: Joint,
+  params: Params,
+  rows: Rows,
+  noisy: Noisy | None,
+  targets: tuple[Targets, Targets | None],
+  counts: Counts,
+  block: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """These rows' part of the loss, and sums to report: see `weigh`."""
+  if noisy is None:
+    clean = clean_pass(stack, params, rows)
+    hidden = clean[:, :0], clean
+  else:
+    hidden = doubled_pass(stack, params, rows, noisy, block)
+  kernel = head_kernel(stack.config, params)
+  return weigh(joint, kernel, hidden, noisy, targets, counts)
 
-  ar is the mean cross entropy of the supervised clean tokens, each predicted
-  from the position before it; diffusion is sum(CE / p over masked slots) /
-  supervised slots, each predicted at its own position.
+
+def weigh(
+  joint: Joint,
+  kernel: Float[Array, "D V"],
+  hidden: tuple[Float[Array, "B M D"], Float[Array, "B L D"]],
+  noisy: Noisy | None,
+  targets: tuple[Targets, Targets | None],
+  counts: Counts,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+  """The loss of some rows from their hidden states.
+
+  The counts are those of the whole step: parts of it simply add up, on however
+  many devices and in however many turns they are computed.
+
+  Returns:
+    The loss, and sums: 'ar', 'diffusion' (already divided by the counts), and
+    cross entropy and number of masks per noise level [LEVELS].
   """
-  noisy, clean = doubled_pass(
-    module, params, batch.noisy, batch.starts, batch.clean
-  )
-  ar = _cross_entropy(module, params, clean[:, :-1], batch.clean[:, 1:])
-  weight = batch.ar_weight[:, 1:]
-  ar = (ar * weight).sum() / weight.sum()
-  masked = _cross_entropy(module, params, noisy, batch.target)
-  masked = (masked * batch.weight).sum() / batch.supervised.sum()
-  loss = ar + diffusion_weight * masked
-  return loss, {"ar": ar, "diffusion": masked}
+  clean, masks = targets
+  join = lambda a, b: jnp.concatenate([a, b], 1)
+  target = clean.token if masks is None else join(masks.token, clean.token)
+  losses = token_losses(join(*hidden), kernel, target, joint.chunk)
+  m = hidden[0].shape[1]
+  ar = (losses[:, m:] * clean.weight).sum() / counts.ar
+  if noisy is None or masks is None:
+    return joint.ar_weight * ar, {"ar": ar}
+  diffusion = (losses[:, :m] * masks.weight).sum() / counts.diffusion
+  level = jnp.minimum((noisy.level * LEVELS).astype(jnp.int32), LEVELS - 1)
+  masked = noisy.masked[..., None].astype(jnp.float32)
+  at_level = jax.nn.one_hot(level, LEVELS)[:, None] * masked
+  sums = {
+    "ar": ar,
+    "diffusion": diffusion,
+    "level_loss": (losses[:, :m, None] * at_level).sum((0, 1)),
+    "level_count": at_level.sum((0, 1)),
+  }
+  return joint.ar_weight * ar + joint.diffusion_weight * diffusion, sums
 
 
-def _cross_entropy(
-  module: Transformer, params: Params, hidden: Array, target: Array
+def token_losses(
+  hidden: Float[Array, "B T D"],
+  kernel: Float[Array, "D V"],
+  target: Int[Array, "B T"],
+  chunk: int,
 ) -> Float[Array, "B T"]:
-  logits = head(module, params, hidden)
-  chosen = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-  return jax.nn.logsumexp(logits, -1) - chosen
+  """Cross entropy of each position, without ever holding [tokens, V].
+
+  Runs over `chunk` positions of every row at a time and computes their logits
+  again in the backward pass; the kernel's gradient is summed in the kernel's
+  own dtype.
+  """
+  batch, length = target.shape
+  width = min(length, chunk)
+  pad = -length % width
+  acc = jnp.promote_types(hidden.dtype, jnp.float32)
+
+  def cut(x: Array) -> Array:  # [B, T, ...] -> [T / width, B, width, ...]
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def part(h: Array, t: Array) -> Array:
+    logits = jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=acc)
+    chosen = jnp.take_along_axis(logits, t[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(logits, -1) - chosen
+
+  _, out = lax.scan(
+    lambda _, x: (None, part(*x)), None, (cut(hidden), cut(target))
+  )
+  return jnp.moveaxis(out, 0, 1).reshape(batch, -1)[:, :length]
+
+
+def _least(x: Array) -> Array:
+  """An empty count divides nothing."""
+  return jnp.maximum(x, 1.0)

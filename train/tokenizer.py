@@ -6,6 +6,15 @@ from pathlib import Path
 import sentencepiece
 
 USER, ASSISTANT, MASK = "<|user|>", "<|assistant|>", "<mask>"
+CHAT_TEMPLATE = (
+  "{%- for message in messages -%}"
+  "{%- if message.role == 'user' -%}<|user|>{{ message.content }}"
+  "{%- elif message.role == 'assistant' -%}"
+  "<|assistant|>{{ message.content }}</s>"
+  "{%- else -%}{{ raise_exception('roles should be user or assistant') }}"
+  "{%- endif -%}{%- endfor -%}"
+  "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}\n"
+)
 
 
 def train_tokenizer(
@@ -40,8 +49,3 @@ def train_tokenizer(
   return sentencepiece.SentencePieceProcessor(
     model_file=str(folder / "tokenizer.model")
   )
-
-
-def chat_prompt(question: str) -> str:
-  """A question as the model reads it."""
-  return f"{USER}{question}{ASSISTANT}"

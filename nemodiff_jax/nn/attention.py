@@ -36,7 +36,7 @@ class Attention(nn.Module):
     attend: Attend,
     memory: Any,
     lora: LoraLayer | None,
-    lora_rows: Bool[Array, "B"] | None,
+    lora_rows: Bool[Array, "B"] | Bool[Array, "B T"] | None,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Returns the output and the new memory of `attend`."""
     c = self.config

@@ -1,4 +1,4 @@
-"""The drafter: a low-rank term on each o_proj, switched on row by row."""
+"""The drafter: a low-rank term on each o_proj, on where it is asked for."""
 
 from flax import struct
 from jaxtyping import Array, Bool, Float
@@ -20,10 +20,13 @@ class LoraLayer:
 
 
 def lora_term(
-  x: Float[Array, "B T I"], lora: LoraLayer, rows: Bool[Array, "B"] | None
+  x: Float[Array, "B T I"],
+  lora: LoraLayer,
+  rows: Bool[Array, "B"] | Bool[Array, "B T"] | None,
 ) -> Float[Array, "B T D"]:
-  """X @ a @ b in the rows that are on (all of them when rows is None)."""
+  """X @ a @ b in the rows, or at the places, that are on (None: all)."""
   term = linear(linear(x, lora.a), lora.b)
   if rows is None:
     return term
-  return term * rows.astype(term.dtype)[:, None, None]
+  rows = rows.reshape(*rows.shape, *(1,) * (3 - rows.ndim))
+  return term * rows.astype(term.dtype)

@@ -32,7 +32,7 @@ class Block(nn.Module):
     attend: Attend,
     memory: Any,
     lora: LoraLayer | None = None,
-    lora_rows: Bool[Array, "B"] | None = None,
+    lora_rows: Bool[Array, "B"] | Bool[Array, "B T"] | None = None,
   ) -> tuple[Float[Array, "B T D"], Any]:
     """Returns the new hidden states and the layer's new memory."""
     c = self.config

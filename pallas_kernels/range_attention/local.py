@@ -12,6 +12,8 @@ def local_attention(
   k: Float[Array, "B T K H"],
   v: Float[Array, "B T K H"],
   block: int,
+  *,
+  causal: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
   """Attends each block of `block` positions to itself, in both directions.
 
@@ -20,6 +22,7 @@ def local_attention(
     k: keys of the same positions.
     v: values of the same positions.
     block: positions per block.
+    causal: a position sees those up to itself only.
 
   Returns:
     Output in the dtype of q, and log-sum-exp in float32 (or float64).
@@ -37,6 +40,9 @@ def local_attention(
   k, v = (x.reshape(rows, block, kv_heads, dim) for x in (k, v))
   scores = jnp.einsum("btkgh,bskh->btkgs", q, k, preferred_element_type=acc)
   scores = scores * jnp.asarray(dim**-0.5, acc)
+  if causal:
+    seen = jnp.tril(jnp.ones((block, block), bool))
+    scores = jnp.where(seen[None, :, None, None], scores, -jnp.inf)
   peak = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - peak)
   total = weights.sum(-1, keepdims=True)

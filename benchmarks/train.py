@@ -1,0 +1,224 @@
+"""Speed and memory of training, ratios in one run.
+
+    .venv/bin/python -m benchmarks.train --part=cpu    the joint step and torch's
+    .venv/bin/python -m benchmarks.train --part=aot    memory, compiled for H200
+
+cpu: the joint step (forward, backward, AdamW) in float32 and the same step in
+torch with a dense mask, the same parameters and the same batch, in turn. The
+losses of the first step must agree. PEER_PYTHON names a Python that has torch.
+
+aot: temporary memory by XLA's own account, compiled for an H200 that is not
+there; nothing runs.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+
+from nemodiff_jax.nn.config import ModelConfig, RopeConfig, preset
+from nemodiff_jax.nn.model import Params, init_params
+from train.corruption import Canvas, Corruption, Rows
+from train.losses import Joint, token_losses
+from train.optimizer import make_optimizer
+from train.stack import Stack, stack_layers
+from train.step import Plan, init_state, loss_joint, make_step, prepare_joint
+
+_PART = flags.DEFINE_enum("part", "cpu", ["cpu", "aot"], "What to measure.")
+_STEPS = flags.DEFINE_integer("steps", 8, "Timed steps of each.")
+
+SMALL = ModelConfig(
+  vocab_size=4096,
+  hidden_size=256,
+  intermediate_size=768,
+  num_layers=4,
+  num_heads=8,
+  num_kv_heads=2,
+  head_dim=32,
+  max_positions=4096,
+  rope=RopeConfig(theta=1e4),
+  mask_id=5,
+  eos_ids=(2,),
+)
+ROWS, LENGTH, BLOCK = 4, 512, 32
+ADAMW = dict(
+  name="adamw", lr=1e-4, final_lr=1e-4, warmup=0, decay=0.1, b1=0.9,
+  b2=0.999, eps=1e-8, weight_decay=0.1, clip=1e9,
+)  # fmt: skip
+
+
+def plan(config: ModelConfig, length: int, dtype, remat: str) -> Plan:
+  canvas = Canvas(length, BLOCK, config.mask_id or 0, config.eos_ids[0])
+  return Plan(Stack(config, dtype, remat), Joint(), Corruption(), canvas)
+
+
+def rows(config: ModelConfig, count: int, length: int) -> Rows:
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(10, config.vocab_size, (count, length))
+  return Rows(
+    tokens=jnp.asarray(tokens, jnp.int32),
+    supervised=jnp.ones((count, length), bool),
+    start=jnp.zeros((count, length), jnp.int32),
+    example=jnp.arange(count, dtype=jnp.int32),
+  )
+
+
+def peer_data(
+  path: Path, made: Plan, params: Params, batch: Rows, hard
+) -> None:
+  """The same batch for the peer, its mask dense."""
+  part = jax.jit(lambda r: prepare_joint(made, made.key(jnp.int32(0)), r, hard))
+  (_, noisy, (clean, masks)), counts = part(batch)
+  index = np.arange(LENGTH)
+  block = np.kron(
+    np.eye(LENGTH // BLOCK, dtype=bool), np.ones((BLOCK,) * 2, bool)
+  )
+  before = index[None] < (index[:, None] // BLOCK) * BLOCK
+  mask = np.block(
+    [
+      [block, before],
+      [np.zeros((LENGTH,) * 2, bool), np.tri(LENGTH, dtype=bool)],
+    ]
+  )
+  wide = lambda x: np.broadcast_to(x, (ROWS, *x.shape))
+  weight = np.concatenate(
+    [
+      made.joint.diffusion_weight * masks.weight / counts.diffusion,
+      clean.weight / counts.ar,
+    ],
+    1,
+  )
+  sizes = dict(
+    layers=SMALL.num_layers, heads=SMALL.num_heads, kv=SMALL.num_kv_heads,
+    head=SMALL.head_dim, theta=SMALL.rope.theta, eps=SMALL.rms_norm_eps,
+  )  # fmt: skip
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  arrays: dict[str, Any] = dict(
+    config=json.dumps(sizes),
+    tokens=np.concatenate([noisy.tokens, batch.tokens], 1).astype(np.int64),
+    positions=wide(np.concatenate([index, index])),
+    mask=wide(mask),
+    target=np.concatenate([masks.token, clean.token], 1).astype(np.int64),
+    weight=weight.astype(np.float32),
+  )
+  arrays |= {
+    "p:" + "/".join(k.key for k in p): np.asarray(x) for p, x in leaves
+  }
+  np.savez(path, **arrays)
+
+
+def cpu() -> None:
+  made = plan(SMALL, LENGTH, jnp.float32, "none")
+  params = stack_layers(init_params(SMALL, jax.random.key(0)), SMALL.num_layers)
+  batch, hard = rows(SMALL, ROWS, LENGTH), jnp.zeros(SMALL.vocab_size, bool)
+  optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, params)
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "batch.npz"
+    peer_data(path, made, params, batch, hard)
+    peer = subprocess.Popen(
+      [
+        os.environ.get("PEER_PYTHON", sys.executable),
+        str(Path(__file__).with_name("train_peer.py")),
+        str(path),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    if peer.stdin is None or peer.stdout is None:
+      raise SystemExit("the peer has no pipes")
+    versions = peer.stdout.readline()
+    if not versions:
+      raise SystemExit("the peer stopped: is torch there? See PEER_PYTHON.")
+    state, step = init_state(optimizer, params), make_step(made, optimizer)
+    ours, theirs = [], []
+    for turn in range(_STEPS.value + 2):  # Two of them warm up.
+      start = time.perf_counter()
+      state, metrics = step(state, {}, batch, hard)
+      loss = float(metrics["loss"])
+      ours.append(time.perf_counter() - start)
+      peer.stdin.write("\n")
+      peer.stdin.flush()
+      said = json.loads(peer.stdout.readline())
+      theirs.append(said["seconds"])
+      if turn == 0 and abs(said["loss"] / loss - 1) > 1e-4:
+        raise SystemExit(f"losses differ: {loss} here, {said['loss']} there")
+    peer.stdin.close()
+    peer.wait()
+  mine, other = (statistics.median(x[2:]) for x in (ours, theirs))
+  print(f"peer: torch {json.loads(versions)['torch']}; first losses agree")
+  print(
+    f"joint step, {ROWS} rows of {LENGTH} + {LENGTH}, {SMALL.hidden_size} wide,"
+    f" {SMALL.num_layers} layers, vocabulary {SMALL.vocab_size}, float32:"
+    f" {1e3 * mine:.0f} ms, torch {1e3 * other:.0f} ms, ratio"
+    f" {other / mine:.2f} (above 1: faster than torch)"
+  )
+
+
+def aot() -> None:
+  from pallas_kernels.aot import compile_for
+
+  shape = lambda dtype, *s: jax.ShapeDtypeStruct(s, dtype)
+  bf16, gib = jnp.bfloat16, 2**30
+
+  def temporary(name: str, f, *args) -> None:
+    memory: Any = compile_for("h200", f, *args).memory_analysis()
+    print(f"{name}: {memory.temp_size_in_bytes / gib:.2f} GiB", flush=True)
+
+  hidden, target = shape(bf16, 1, 8192, 4096), shape(jnp.int32, 1, 8192)
+  kernel = shape(bf16, 4096, 131072)
+  for chunk in (1024, 8192):
+    loss = lambda h, k, t, c=chunk: token_losses(h, k, t, c).mean()
+    temporary(
+      f"cross entropy, 8192 x 131072, {chunk} positions at a time",
+      jax.value_and_grad(loss, (0, 1)),
+      hidden,
+      kernel,
+      target,
+    )
+  config = preset("8b")
+  made = plan(config, 4096, bf16, "full")
+  params = jax.eval_shape(
+    lambda: stack_layers(
+      init_params(config, jax.random.key(0), bf16), config.num_layers
+    )
+  )
+  hard = shape(jnp.bool_, config.vocab_size)
+  batch = jax.eval_shape(lambda: rows(config, 1, 4096))
+
+  def gradient(params, batch, hard):
+    part = prepare_joint(made, made.key(jnp.int32(0)), batch, hard)
+    return jax.grad(lambda p: loss_joint(made, p, {}, part)[0])(params)
+
+  temporary(
+    "8B, 4096 clean tokens (8192 rows), full remat, bf16 parameters and"
+    " gradients besides",
+    gradient,
+    params,
+    batch,
+    hard,
+  )
+
+
+def main(_) -> None:
+  print(
+    f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores {platform.machine()},"
+    f" Python {platform.python_version()}, jax {jax.__version__}"
+  )
+  cpu() if _PART.value == "cpu" else aot()
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,38 @@
+"""Rows to train on; optimisers of optax need JAX's ordinary promotion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.corruption import Rows
+
+BLOCK, LENGTH = 8, 32
+
+
+@pytest.fixture
+def ordinary():
+  """JAX's default promotion, for code that is not ours."""
+  with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_rank_promotion("allow"):
+      yield
+
+
+@pytest.fixture(scope="session")
+def rows(tiny) -> Rows:
+  """Three rows of two documents each; some openings are prompts."""
+  rng = np.random.default_rng(3)
+  low = max(tiny.config.mask_id, *tiny.config.eos_ids) + 1
+  tokens = rng.integers(low, tiny.config.vocab_size, (3, LENGTH))
+  start, supervised = np.zeros((3, LENGTH)), np.ones((3, LENGTH), bool)
+  for row, (second, prompt) in enumerate([(16, 0), (8, 3), (24, 11)]):
+    start[row, second:] = second
+    supervised[row, :prompt] = False
+    supervised[row, second : second + 2] = False
+    supervised[row, -3:] = False
+  return Rows(
+    tokens=jnp.asarray(tokens, jnp.int32),
+    supervised=jnp.asarray(supervised),
+    start=jnp.asarray(start, jnp.int32),
+    example=jnp.arange(3, dtype=jnp.int32),
+  )

@@ -1,0 +1,109 @@
+"""The same losses on any mesh and any number of processes."""
+
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from nemodiff_jax.io.checkpoint import open_checkpoint
+from nemodiff_jax.nn.config import preset
+from nemodiff_jax.nn.model import init_params
+from tests.train.runs import ROOT, command, environment, lines, run
+from train import mesh
+from train.stack import stack_layers
+
+SIZES = {
+  "steps": 20,
+  "batch_size": 8,
+  "data.shards": 2,
+  "checkpoint.every": 20,
+  "model.num_heads": 4,
+  "model.num_kv_heads": 2,
+}
+
+
+def losses(workdir) -> list[float]:
+  return [x["loss"] for x in lines(workdir) if "loss" in x]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("alone")
+  done = run(command(workdir, **SIZES), JAX_NUM_CPU_DEVICES="1")
+  assert done.returncode == 0, done.stderr
+  return losses(workdir)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_losses_of_one(alone, tmp_path):
+  sizes = {"mesh.fsdp": 4, "mesh.tensor": 2}
+  done = run(command(tmp_path, **SIZES, **sizes), JAX_NUM_CPU_DEVICES="8")
+  assert done.returncode == 0, done.stderr
+  found = losses(tmp_path)
+  assert len(found) == 20
+  np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(alone, tmp_path):
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  started = [
+    subprocess.Popen(
+      command(
+        tmp_path,
+        f"--coordinator=127.0.0.1:{port}",
+        "--processes=2",
+        f"--export={tmp_path / 'export'}",
+        f"--process={i}",
+        **SIZES,
+      ),
+      cwd=ROOT,
+      env=environment(JAX_NUM_CPU_DEVICES="1"),
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  for process in started:
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+  found = losses(tmp_path)
+  assert len(found) == 20
+  np.testing.assert_allclose(found, alone, rtol=1e-5)
+  assert open_checkpoint(str(tmp_path / "export")).load_params()
+
+
+def test_every_large_array_lies_on_the_mesh_by_the_rules():
+  """Layers are split along fsdp and tensor, norms are everywhere."""
+  grid = jax.sharding.AbstractMesh((1, 4, 2), mesh.AXES)
+  shapes = jax.eval_shape(
+    lambda: stack_layers(
+      init_params(preset("8b"), jax.random.key(0)), preset("8b").num_layers
+    )
+  )
+  found = mesh.shardings(grid, shapes)
+  layers = found["layers"]
+  specs = {
+    "q": layers["self_attn"]["q_proj"]["kernel"].spec,
+    "o": layers["self_attn"]["o_proj"]["kernel"].spec,
+    "down": layers["mlp"]["down_proj"]["kernel"].spec,
+    "norm": layers["input_layernorm"]["weight"].spec,
+    "embed": found["embed_tokens"]["embedding"].spec,
+    "head": found["diffusion_head"]["kernel"].spec,
+  }
+  assert specs == {
+    "q": P(None, "fsdp", "tensor"),
+    "o": P(None, "tensor", "fsdp"),
+    "down": P(None, "tensor", "fsdp"),
+    "norm": P(),
+    "embed": P("tensor", "fsdp"),
+    "head": P("fsdp", "tensor"),
+  }
+  odd = {"diffusion_head": {"kernel": jax.ShapeDtypeStruct((8, 97), "f4")}}
+  spec = mesh.shardings(grid, odd)["diffusion_head"]["kernel"].spec
+  assert spec == P("fsdp", None)

@@ -1,0 +1,233 @@
+"""Whole runs at toy size: going on after a kill, refusals, what is written."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from nemodiff_jax import api
+from nemodiff_jax.errors import UserError
+from tests import helpers
+from tests.train.runs import ROOT, command, environment, lines, run, toy
+from train import loop, settings
+from train.configs import ar, ar_to_diffusion_8b, drafter, sft, tiny
+
+MODES = {"eval.modes": ("ar", "linear_spec")}
+
+
+def same(a, b) -> None:
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b)
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An undisturbed run: its workdir, its last state, and its export."""
+  workdir = tmp_path_factory.mktemp("whole")
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    asked = {"every": 6, "questions": 1, "max_new_tokens": 8}
+    config = toy(**{f"eval.{k}": v for k, v in asked.items()}, **MODES)
+    state = loop.train(config, workdir, None, workdir / "export")
+  return workdir, state
+
+
+def test_a_run_writes_what_it_did(whole):
+  workdir, state = whole
+  assert int(state.step) == 6 and int(state.skipped) == 0
+  steps = [x for x in lines(workdir) if "loss" in x]
+  assert [x["step"] for x in steps] == [1, 2, 3, 4, 5, 6]
+  for (
+    name
+  ) in "loss ar diffusion grad_norm lr tokens_per_second memory_gib".split():
+    assert np.isfinite(steps[-1][name]), name
+  assert any(k.startswith("diffusion/t_") for k in steps[-1])
+  found = next(x for x in lines(workdir) if "sample" in x)
+  for mode in MODES["eval.modes"]:
+    assert 0 <= found[f"eval/{mode}_accuracy"] <= 1
+    assert found[f"eval/{mode}_tokens_per_forward"] > 0
+  record = json.loads((workdir / "run.json").read_text())
+  assert record["config"]["batch_size"] == 4 and record["versions"]["jax"]
+  assert list((workdir / "tensorboard").iterdir())
+  kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert kept == [4, 6]  # The newest two.
+
+
+def test_the_export_decodes(whole):
+  model = api.load(str(whole[0] / "export"))
+  prompt = [{"role": "user", "content": "What is 1 + 2?"}]
+  one, two = (
+    api.generate(model, prompt, mode=mode, max_new_tokens=8)[0].token_ids
+    for mode in ("ar", "linear_spec")
+  )
+  assert one == two
+
+
+def stopped_at_4(whole, tmp_path) -> Path:
+  """The workdir as it was before the last checkpoint."""
+  workdir = tmp_path / "again"
+  shutil.copytree(whole[0], workdir)
+  shutil.rmtree(workdir / "checkpoints" / "6")
+  return workdir
+
+
+def test_a_stopped_run_goes_on_to_the_same_parameters(
+  whole, tmp_path, ordinary
+):
+  state = loop.train(toy(**MODES), stopped_at_4(whole, tmp_path))
+  same(state.params, whole[1].params)
+  same(state.opt_state, whole[1].opt_state)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ordinary):
+  """kill -9 at two random moments, each after another checkpoint."""
+  config, workdir = toy(steps=16), tmp_path / "killed"
+  expected = loop.train(config, tmp_path / "whole")
+  for least in (2, 8):
+    process = subprocess.Popen(
+      command(workdir, steps=16), cwd=ROOT, env=environment()
+    )
+    saved = lambda: [
+      int(p.name)
+      for p in (workdir / "checkpoints").glob("*")
+      if p.name.isdigit()
+    ]
+    while process.poll() is None and max(saved(), default=0) < least:
+      time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.1))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+  state = loop.train(config, workdir)
+  same(state.params, expected.params)
+  same(state.opt_state, expected.opt_state)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_stop_the_run(
+  tiny, tmp_path, ordinary
+):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  helpers.write_tokenizer(tmp_path / "init", tiny.config)
+  data = tmp_path / "data.jsonl"
+  data.write_text('{"text": "w7 w8 w9 w10 w11 w12"}\n' * 8)
+  config = toy(
+    ar,
+    optimizer__lr=float("inf"),
+    optimizer__final_lr=float("inf"),
+    max_bad_steps=3,
+    steps=9,
+    data__source=str(data),
+    data__shards=1,
+    dtype="float32",
+  )
+  workdir = tmp_path / "run"
+  with pytest.raises(
+    UserError, match="the last 3 steps .* last good checkpoint"
+  ):
+    loop.train(config, workdir, str(tmp_path / "init"))
+  last = lines(workdir)[-1]
+  assert last["bad_run"] == 3 and last["skipped"] == 3
+
+
+def test_another_run_does_not_take_over_a_workdir(whole, ordinary):
+  with pytest.raises(UserError, match="another run .*seed was 0, now 1"):
+    loop.train(toy(seed=1), whole[0])
+  with pytest.raises(UserError, match="another run .*init_from was None"):
+    loop.train(toy(), whole[0], str(whole[0] / "export"))
+
+
+def test_an_init_checkpoint_of_other_shapes_is_an_error(
+  whole, tiny, tmp_path, ordinary
+):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  path = tmp_path / "init" / "config.json"
+  path.write_text(
+    path.read_text().replace('"hidden_size": 48', '"hidden_size": 64')
+  )
+  with pytest.raises(UserError, match="should have shape"):
+    loop.train(toy(), tmp_path / "run", str(tmp_path / "init"))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(whole, tmp_path, ordinary):
+  """Files may not grow beyond 40 kB, which the parameters need."""
+  workdir = stopped_at_4(whole, tmp_path)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+  try:
+    with pytest.raises(UserError, match="could not be saved") as e:
+      loop.train(toy(**MODES), workdir)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert f"last good checkpoint is {workdir / 'checkpoints' / '4'}" in str(
+    e.value
+  )
+  state = loop.train(toy(**MODES), workdir)
+  same(state.params, whole[1].params)
+
+
+def test_an_unknown_key_is_answered_with_the_nearest():
+  done = run(command(Path("unused"), "--config.batch_sise=3"))
+  assert done.returncode == 2
+  assert (
+    "unknown key 'batch_sise' (nearest known key: 'batch_size')" in done.stderr
+  )
+  config = tiny.get_config()
+  config.optimizer.momentun = 1.0
+  with pytest.raises(UserError, match="unknown key 'optimizer.momentun'"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize(
+  "change, why",
+  [
+    ({"length": 60}, "length should be a multiple of the block length 8, got 60"),
+    ({"block_lengths": (8, 12), "length": 48, "noisy_length": 48}, "8 should divide the largest, 12"),
+    ({"block_lengths": ()}, "should be positive numbers"),
+    ({"count": "all"}, "count should be one of"),
+    ({"steps": 0}, "steps should be a whole number of at least 1"),
+    ({"data__source": ""}, "data.source should be"),
+    ({"eval__modes": ("ar", "magic")}, "eval.modes should be among .* 'magic'"),
+    ({"batch_size": 3}, "batch_size should be a multiple of data x fsdp"),
+    ({"data__shards": 3}, "shards should divide batch_size 4, got 3"),
+    ({"mesh__data": 3, "mesh__fsdp": 1}, "data x fsdp x tensor should be the 2 devices"),
+    ({"data__source": "some.jsonl"}, "--init_from should name the checkpoint"),
+  ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_errors(tmp_path, change, why):
+  with pytest.raises(UserError, match=why):
+    loop.train(toy(**change), tmp_path)
+
+
+def test_a_key_that_is_missing_is_named():
+  config = tiny.get_config()
+  del config.optimizer.clip
+  with pytest.raises(UserError, match="'optimizer.clip' is missing"):
+    settings.check(config)
+
+
+@pytest.mark.parametrize("module", [ar, ar_to_diffusion_8b, drafter, sft, tiny])
+def test_every_config_is_complete_and_every_key_has_a_comment(module):
+  config = module.get_config()
+  config.data.source = config.data.source or "some.jsonl"
+  settings.check(config)
+  source = Path(module.__file__).read_text().splitlines()
+  for before, line in zip(source, source[1:], strict=False):
+    if line.startswith("  c.") and not line.endswith("ConfigDict()"):
+      assert before.strip().startswith("#"), line
+
+
+def test_a_base_without_a_mask_needs_one(tiny, tmp_path, ordinary):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  path = tmp_path / "init" / "config.json"
+  path.write_text(
+    path.read_text().replace('"mask_token_id": 5', '"mask_token_id": null')
+  )
+  with pytest.raises(UserError, match="--config.model.mask_id=ID"):
+    loop.train(toy(data__source="x"), tmp_path / "run", str(tmp_path / "init"))

@@ -1,0 +1,164 @@
+"""What a run starts from: a checkpoint, or a new small model."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.nn.config import ModelConfig, RopeConfig, to_hf
+from nemodiff_jax.nn.model import Params, init_params
+from nemodiff_jax.text.chat import ChatTemplate
+from nemodiff_jax.text.tokenizer import Tokenizer
+from train.sources import Arithmetic
+from train.stack import stack_layers
+from train.tokenizer import CHAT_TEMPLATE, MASK, train_tokenizer
+
+# What goes along with the weights of a checkpoint.
+_SIDE_FILES = (
+  "tokenizer.json",
+  "tokenizer.model",
+  "tekken.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "generation_config.json",
+  "chat_template.jinja",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A model whose weights are not read yet.
+
+  Attributes:
+    config: of the model, with what config.model changes in it.
+    checkpoint: config.json, tokenizer, template, and weights unless new.
+    new: whether the weights are made from the seed.
+  """
+
+  config: ModelConfig
+  checkpoint: Checkpoint
+  new: bool
+
+  @property
+  def tokenizer(self) -> Tokenizer | None:
+    """The checkpoint's."""
+    return self.checkpoint.tokenizer
+
+  @property
+  def template(self) -> ChatTemplate | None:
+    """The checkpoint's."""
+    return self.checkpoint.template
+
+  def params(self, seed: int) -> Params:
+    """Float32 parameters, layers stacked."""
+    if self.new:
+      params = _spread(init_params(self.config, jax.random.key(seed)))
+    else:
+      params = self.checkpoint.load_params(jnp.float32)
+    return stack_layers(params, self.config.num_layers)
+
+  def hard_tokens(self, digits: bool) -> np.ndarray:
+    """[V] which tokens are digits; none unless asked for."""
+    size = self.config.vocab_size
+    if not digits or self.tokenizer is None:
+      return np.zeros(size, bool)
+    said = (self.tokenizer.decode([i]).strip() for i in range(size))
+    return np.array([s.isdigit() for s in said])
+
+  def copy_side_files(self, folder: Path) -> None:
+    """Puts tokenizer and template into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _SIDE_FILES:
+      if (self.checkpoint.folder / name).exists():
+        shutil.copyfile(self.checkpoint.folder / name, folder / name)
+
+
+def open_start(
+  config: ml_collections.ConfigDict, init_from: str | None, workdir: Path
+) -> Start:
+  """Opens the checkpoint, or makes a new model's folder in the workdir.
+
+  Raises:
+    UserError: a checkpoint that cannot be read; a new model for data other
+      than arithmetic; a diffusion objective without a mask id.
+  """
+  if init_from is None and config.data.source != "arithmetic":
+    raise UserError(
+      "--init_from should name the checkpoint to start from; only a model for"
+      " config.data.source=arithmetic can be made anew."
+    )
+  folder = init_from or str(workdir / "start")
+  if init_from is None:
+    if (
+      jax.process_index() == 0 and not (workdir / "start/config.json").exists()
+    ):
+      _make_folder(workdir / "start", config)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("start")
+  checkpoint = open_checkpoint(folder)
+  changes = {
+    name: value
+    for name in ("mask_id", "block_size", "max_positions")
+    if (value := config.model[name]) is not None
+  }
+  model = dataclasses.replace(checkpoint.config, **changes)
+  noisy = config.objective == "drafter" or config.diffusion_weight
+  if noisy and model.mask_id is None:
+    raise UserError(
+      f"{folder}: config.json names no mask_token_id, which diffusion needs;"
+      " choose an unused token with --config.model.mask_id=ID."
+    )
+  return Start(model, checkpoint, init_from is None)
+
+
+def _make_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
+  """config.json, a tokenizer and a template for arithmetic."""
+  texts = Arithmetic(config.seed)
+  lines = (m["content"] for i in range(4000) for m in texts[i]["messages"])
+  tokens = train_tokenizer(folder, lines, config.model.vocab_size)
+  (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps({"add_bos_token": True, "eos_token": "</s>"}, indent=2) + "\n"
+  )
+  c = config.model
+  model = ModelConfig(
+    vocab_size=tokens.vocab_size(),
+    hidden_size=c.hidden_size,
+    intermediate_size=c.intermediate_size,
+    num_layers=c.num_layers,
+    num_heads=c.num_heads,
+    num_kv_heads=c.num_kv_heads,
+    head_dim=c.head_dim,
+    max_positions=c.max_positions,
+    rope=RopeConfig(theta=1e4),
+    block_size=c.block_size,
+    mask_id=tokens.piece_to_id(MASK),
+    bos_id=tokens.bos_id(),
+    eos_ids=(tokens.eos_id(),),
+  )
+  text = json.dumps(to_hf(model), indent=2) + "\n"
+  (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _spread(params: Params) -> Params:
+  """Starting sizes for a narrow model: 1 / sqrt(fan in), unit embeddings."""
+  layers = sum(k.startswith("layers_") for k in params)
+
+  def scale(path, x):
+    if x.ndim != 2:
+      return x
+    name = path[-2].key
+    size = 1.0 if name == "embed_tokens" else x.shape[0] ** -0.5
+    if name in ("o_proj", "down_proj"):
+      size /= (2 * layers) ** 0.5
+    return x / 0.02 * size * (0.5 if name == "diffusion_head" else 1.0)
+
+  return jax.tree_util.tree_map_with_path(scale, params)
