@@ -6,15 +6,22 @@ from pathlib import Path
 import sentencepiece
 
 USER, ASSISTANT, MASK = "<|user|>", "<|assistant|>", "<mask>"
-CHAT_TEMPLATE = (
-  "{%- for message in messages -%}"
-  "{%- if message.role == 'user' -%}<|user|>{{ message.content }}"
-  "{%- elif message.role == 'assistant' -%}"
-  "<|assistant|>{{ message.content }}</s>"
-  "{%- else -%}{{ raise_exception('roles should be user or assistant') }}"
-  "{%- endif -%}{%- endfor -%}"
-  "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}\n"
-)
+# The model is trained on single questions: what came before is left out.
+CHAT_TEMPLATE = """\
+{%- set last = namespace(user=0) -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set last.user = loop.index0 -%}
+{%- elif message.role != 'assistant' -%}{{ raise_exception('roles should be user or assistant') }}
+{%- endif -%}
+{%- endfor -%}
+{#- The model knows single questions only: what came before is left out. -#}
+{%- for message in messages[last.user:] -%}
+{%- if message.role == 'user' -%}<|user|>{{ message.content }}
+{%- else -%}<|assistant|>{{ message.content }}</s>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}
+"""
 
 
 def train_tokenizer(
