@@ -4,7 +4,7 @@
     JAX_PLATFORMS=cpu python -m benchmarks.decode_gpu  # compiles only
     python -m benchmarks.decode_gpu --size=tiny        # anywhere
 
-1. A pass of 1 and of 32 tokens, against the bytes of the weights.
+1. A pass of 1 and of 32 tokens, against the bytes of the weights; with int8.
 2. The loops of ar, linear_spec and quadratic_spec, per pass.
 3. Batches of 1 to 128 rows: tokens per second in the whole.
 
@@ -112,6 +112,9 @@ def single(model: ModelConfig, floor: measure.Floor, make) -> None:
     queries = size * (size + 1)
     what = f"quadratic_spec loop, C = {size} ({queries} queries), per pass"
     row(what, loop, loop / one, "ar pass")
+  small = make(model, "ar", scheme="int8")
+  taken = pass_seconds(small, on_device(small.weights()))
+  row("int8 ar pass", taken, one / taken, "ar pass, over it")
 
 
 def batches(model: ModelConfig, floor: measure.Floor, make, sizes) -> None:
@@ -136,14 +139,17 @@ def compile_only(model: ModelConfig, make) -> None:
   if in_own_process("benchmarks.decode_gpu", CHIPS.value):
     return
   print("no GPU: compiled ahead of time, not run")
-  for mode, block in (
-    ("ar", None),
-    ("linear_spec", None),
-    ("quadratic_spec", 8),
-    ("quadratic_spec", 16),
+  for mode, block, scheme in (
+    ("ar", None, "none"),
+    ("ar", None, "int8"),
+    ("linear_spec", None, "none"),
+    ("quadratic_spec", 8, "none"),
+    ("quadratic_spec", 16, "none"),
   ):
-    c = compiled(CHIPS.value[0], make(model, mode, block=block))
-    print(f"{CHIPS.value[0]}: {mode}, C = {block or 'default'}: temporary"
+    program = make(model, mode, block=block, scheme=scheme)
+    c = compiled(CHIPS.value[0], program)
+    weights = "" if scheme == "none" else f", {scheme}"
+    print(f"{CHIPS.value[0]}: {mode}{weights}, C = {block or 'default'}: temporary"
           f" {c.temp / 2**20:.1f} MiB, per pass {len(c.body)} launch(es)",
           flush=True)  # fmt: skip
 

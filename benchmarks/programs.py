@@ -20,7 +20,7 @@ from nemodiff_jax.decode.state import (
 from nemodiff_jax.nn.cache import init_cache
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer
-from nemodiff_jax.nn.model import Transformer, init_params
+from nemodiff_jax.nn.model import Transformer, abstract_params
 
 DRAFTER_RANK = 128
 
@@ -38,6 +38,7 @@ class Program:
     new: tokens to generate.
     block: C; None: the mode's default.
     attention: implementation of range attention; None: chosen.
+    scheme: how the parameters are quantised.
   """
 
   model: ModelConfig
@@ -48,6 +49,7 @@ class Program:
   new: int = 512
   block: int | None = None
   attention: str | None = None
+  scheme: str = "none"
 
   @functools.cached_property
   def config(self):
@@ -79,9 +81,7 @@ class Program:
   def weights(self) -> Weights:
     """Shapes of the parameters, and of the drafter for linear_spec."""
     model = self.model
-    params = jax.eval_shape(
-      lambda: init_params(model, jax.random.key(0), jnp.bfloat16)
-    )
+    params = abstract_params(model, jnp.bfloat16, self.scheme)
     if self.mode != "linear_spec":
       return Weights(params)
     wide, rank = model.num_heads * model.head_dim, DRAFTER_RANK

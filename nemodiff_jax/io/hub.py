@@ -13,6 +13,7 @@ _FILES = (
   "*.safetensors",
   "tokenizer.model",
   "linear_spec_lora/*",
+  "params/*",
 )
 
 
