@@ -2,7 +2,7 @@
 
     make .venv/.dev
     JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.decode_aot \
-      [--chips=h200,b200] [--sizes=3b,8b,14b] [--layers=N] [--attention=xla]
+      [--chips=h200,b200] [--sizes=3b,8b,14b] [--layers=N] [--implementation=xla]
 
 For each mode, size and chip, at batch 1 with a cache of 4096 positions: the
 temporary memory of the loop, copies of a cache-shaped buffer, CUDA graphs per
@@ -34,7 +34,9 @@ CHIPS = flags.DEFINE_list("chips", ["h200", "b200"], "Chips to compile for.")
 _SIZES = flags.DEFINE_list("sizes", ["8b"], "Released sizes.")
 _MODES = flags.DEFINE_list("modes", list(MODES), "Decoding modes.")
 _LAYERS = flags.DEFINE_integer("layers", None, "Layers; default: all.")
-_ATTENTION = flags.DEFINE_string("attention", None, "Default: chosen.")
+_IMPLEMENTATION = flags.DEFINE_string(
+  "implementation", None, "Default: chosen."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def main(argv):
     layers = _LAYERS.value or model.num_layers
     model = dataclasses.replace(model, num_layers=layers)
     for mode in _MODES.value:
-      c = compiled(chip, Program(model, mode, attention=_ATTENTION.value))
+      c = compiled(chip, Program(model, mode, attention=_IMPLEMENTATION.value))
       graph = c.body == ("kCommandBuffer",)
       launches = "1 graph" if graph else str(len(c.body))
       print(f"| {size} | {layers} | {mode} | {c.temp / 2**20:.1f} |"

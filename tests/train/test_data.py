@@ -14,7 +14,7 @@ from nemodiff_jax.nn.config import ModelConfig
 from train import data
 from train.configs import tiny as tiny_config
 from train.documents import encode_record
-from train.make_shards import write_shard
+from train.shards import write_shard
 from train.sources import Arithmetic, Lines, Shards
 from train.start import Start
 
