@@ -10,6 +10,14 @@ from train.corruption import Rows
 BLOCK, LENGTH = 8, 32
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+  """Of the virtual devices, runs in this process see two."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "device_count", lambda: 2)
+    yield
+
+
 @pytest.fixture
 def ordinary():
   """JAX's default promotion, for code that is not ours."""

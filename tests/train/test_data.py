@@ -11,6 +11,7 @@ import sentencepiece
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.text.chat import ChatTemplate
 from train import data
 from train.configs import tiny as tiny_config
 from train.documents import encode_record
@@ -94,6 +95,13 @@ def test_a_long_text_goes_on_in_the_next_piece(tmp_path, start):
   assert said[: len(ids)].tolist() == ids
 
 
+TURNS = (
+  "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+  "{{ '</s>' if m.role == 'assistant' }}{% endfor %}"
+  "{{ '<|assistant|>' if add_generation_prompt }}"
+)
+
+
 def test_only_the_answers_of_a_conversation_are_learned(start):
   messages = [
     {"role": "user", "content": "What is 1 + 2?"},
@@ -103,7 +111,10 @@ def test_only_the_answers_of_a_conversation_are_learned(start):
   ]
   eos = start.config.eos_ids
   document = encode_record(
-    {"messages": messages}, start.tokenizer, start.template, eos
+    {"messages": messages},
+    start.tokenizer,
+    ChatTemplate(TURNS, start.template.tokens),
+    eos,
   )
   model = sentencepiece.SentencePieceProcessor(
     model_file=str(start.checkpoint.folder / "tokenizer.model")
