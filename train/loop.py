@@ -153,6 +153,7 @@ def _steps(run, state, frozen, batches, source, checkpoints, writer):
     done = step + 1
     bar.update()
     if done % config.log_every == 0 or done == config.steps:
+      jax.block_until_ready(metrics)
       seconds = time.perf_counter() - since
       report = summarise(run, waiting, seconds)
       report["lr"] = float(jnp.asarray(rate(step)))

@@ -2,7 +2,8 @@
 
 Decoding unrolls the layers and checkpoints hold them one by one; here each
 parameter of a layer has a leading axis L, so that one compiled layer serves
-all of them and rematerialises its activations in the backward pass.
+all of them and rematerialises its activations in the backward pass; a small
+model that keeps everything unrolls them.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ class Stack:
     config: the model.
     dtype: of the computation; parameters are cast to it layer by layer.
     remat: what the backward pass keeps, a key of REMAT: 'none' keeps every
-      activation, 'dots' the matrix products, 'full' only a layer's input.
+      activation (and unrolls the layers, so that each is kept where it was
+      made), 'dots' the matrix products, 'full' only a layer's input.
   """
 
   config: ModelConfig
@@ -107,7 +109,8 @@ def run_stack(
   if policy is not None:
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
   lora = None if drafter is None else drafter.layers
-  x, _ = lax.scan(layer, x, (params["layers"], lora))
+  given = (params["layers"], lora)
+  x, _ = lax.scan(layer, x, given, unroll=policy is None)
   norm = {"params": stack.cast(params["norm"])}
   hidden: Any = RMSNorm(config.rms_norm_eps).apply(norm, x)
   return hidden

@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from nemodiff_jax import xla
 from nemodiff_jax.nn.model import Params
 from train.corruption import Canvas, Corruption, Rows, corrupt
 from train.losses import Joint, align, count, joint_loss
@@ -119,7 +120,9 @@ def make_step(
   counters.
   """
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(
+    jax.jit, donate_argnums=0, compiler_options=xla.TRAINING
+  )
   def step(state: TrainState, frozen: Params, rows: Rows, hard: Array):
     per_row, shared = prepare(plan, plan.key(state.step), rows, hard)
     grads, metrics = _gradients(

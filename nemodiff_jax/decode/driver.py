@@ -10,12 +10,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from nemodiff_jax import xla
 from nemodiff_jax.decode.prefill import MODE
 from nemodiff_jax.decode.state import STOPPED, Decoder, DecodeState, Weights
 from nemodiff_jax.text.stream import TextStream
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
+_jit = functools.partial(
+  jax.jit,
+  static_argnames="decoder",
+  donate_argnames="state",
+  compiler_options=xla.DECODING,
+)
+
+
+@_jit
 def run(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """Decodes until every row has ended, without a word to the host.
 
@@ -25,7 +34,7 @@ def run(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   return lax.while_loop(lambda s: s.running.any(), step, state)
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="state")
+@_jit
 def one_pass(
   decoder: Decoder, weights: Weights, state: DecodeState
 ) -> DecodeState:

@@ -12,15 +12,15 @@ def get_config() -> ConfigDict:
   # Of weights, data order and noise.
   c.seed = 0
   # Optimiser steps of the run; the schedule is stretched over them.
-  c.steps = 5500
+  c.steps = 4700
   # Rows per step, over all devices.
-  c.batch_size = 16
+  c.batch_size = 8
   # Turns in which a step's rows are computed, to save memory.
   c.accumulate = 1
   # Clean tokens per row: a multiple of every block length.
-  c.length = 128
+  c.length = 256
   # Slots of noisy blocks per row; blocks beyond it are left out.
-  c.noisy_length = 128
+  c.noisy_length = 192
   # Block lengths; each step draws one. Documents start at multiples of the
   # largest, and each divides it.
   c.block_lengths = (8, 16, 32)
@@ -147,7 +147,7 @@ def get_config() -> ConfigDict:
 
   c.eval = ConfigDict()
   # Steps between evaluations; 0: none.
-  c.eval.every = 500
+  c.eval.every = 1500
   # 'arithmetic', or a JSONL file of messages (or prompt) and answer.
   c.eval.source = "arithmetic"
   # Questions (arithmetic: per family).
