@@ -120,9 +120,7 @@ def make_step(
   counters.
   """
 
-  @functools.partial(
-    jax.jit, donate_argnums=0, compiler_options=xla.TRAINING
-  )
+  @functools.partial(jax.jit, donate_argnums=0, compiler_options=xla.TRAINING)
   def step(state: TrainState, frozen: Params, rows: Rows, hard: Array):
     per_row, shared = prepare(plan, plan.key(state.step), rows, hard)
     grads, metrics = _gradients(

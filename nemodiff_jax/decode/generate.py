@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -286,17 +287,17 @@ def make_rows(
     for s in settings
   ]
   width = bucket(max(map(len, stops), default=1), 4)
-  stop_ids = np.full((len(stops), width), -1, np.int32)
+  stop_ids: Any = np.full((len(stops), width), -1, np.int32)
   for row, ids in enumerate(stops):
     stop_ids[row, : len(ids)] = ids
   threshold = _NO_THRESHOLD if config.threshold is None else config.threshold
 
-  def column(values, dtype=np.float32):
-    return jnp.asarray(np.array(list(values), dtype))
+  def column(values, dtype=np.float32) -> Any:
+    return np.array(list(values), dtype)
 
-  return Rows(
+  rows = Rows(
     max_new=column((s.max_new_tokens for s in settings), np.int32),
-    stop_ids=jnp.asarray(stop_ids),
+    stop_ids=stop_ids,
     temperature=column(s.temperature for s in settings),
     top_k=column((min(s.top_k, model.vocab_size) for s in settings), np.int32),
     top_p=column(s.top_p for s in settings),
@@ -313,6 +314,7 @@ def make_rows(
     ),
     draft_threshold=column(config.draft_threshold for _ in settings),
   )
+  return jax.device_put(rows)  # All at once: one by one takes longer.
 
 
 def largest_pass(config: DecodeConfig, longest: int) -> tuple[int, int]:

@@ -4,6 +4,9 @@ What of it counts is decided elsewhere, by the one `lengths` vector of the
 decoding state: a pass overwrites what lies beyond.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -31,6 +34,7 @@ class KVCache:
     return self.k[0].shape[1]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def init_cache(
   config: ModelConfig,
   batch: int,

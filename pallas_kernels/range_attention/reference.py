@@ -33,8 +33,8 @@ def range_attention(
     out, peak, total = carry
     k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
     scores = jnp.where(mask, _scores(q, k_i, acc), _MASKED)
-    peak_i = jnp.maximum(peak, scores.max(-1))
-    weights = jnp.where(mask, jnp.exp(scores - peak_i[..., None]), 0.0)
+    peak_i = jnp.maximum(peak, scores.max(-1))  # Above _MASKED: see start.
+    weights = jnp.exp(scores - peak_i[..., None])  # 0 where masked.
     decay = jnp.exp(peak - peak_i)
     added = jnp.einsum(
       "bktgs,bskh->bktgh",
@@ -47,7 +47,7 @@ def range_attention(
 
   start = (
     jnp.zeros(row + (dim,), acc),
-    jnp.full(row, _MASKED, acc),
+    jnp.full(row, _MASKED / 2, acc),
     jnp.zeros(row, acc),
   )
   first, last = _chunk_range(k.shape[1], k_end, k_start)

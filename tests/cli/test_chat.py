@@ -71,10 +71,18 @@ class Terminal:
     os.close(slave)
     self.text = ""
 
-  def until(self, pattern, seconds=180):
-    """Reads until the pattern appears behind what was read before."""
-    start, end = len(self.text), time.time() + seconds
+  def until(self, pattern, seconds=300, again=None):
+    """Reads until the pattern appears behind what was read before.
+
+    `again` is done every two seconds: a signal that comes just before input()
+    begins to wait is not seen before the next.
+    """
+    start, begun, turns = len(self.text), time.time(), 0
+    end = begun + seconds
     while not re.search(pattern, self.text[start:]):
+      if again is not None and time.time() >= begun + 2 * turns:
+        again()
+        turns += 1
       assert time.time() < end, f"{pattern!r} not in {self.text[start:]!r}"
       if select.select([self.master], [], [], 0.2)[0]:
         try:
@@ -114,8 +122,7 @@ def test_chat_in_a_terminal(chatty):  # noqa: F811
   chat.until(r"\[forgotten\][\s\S]*> ")
   chat.say("w20 " * 500)
   chat.until(r"error: prompt \(\d+ tokens\)[\s\S]*> ")
-  chat.interrupt()
-  chat.until(r"\[/quit or Ctrl-D leaves\][\s\S]*> ")
+  chat.until(r"\[/quit or Ctrl-D leaves\][\s\S]*> ", again=chat.interrupt)
   chat.say("/mode ar")
   chat.until(r"\[ar, block 8\][\s\S]*> ")
   chat.say("w9")

@@ -1,11 +1,17 @@
-"""The embedded checkpoint: worked arithmetic, from nothing, on a CPU."""
+"""The embedded checkpoint: worked arithmetic, from nothing, on a CPU.
+
+Two runs, the second from what the first exports:
+
+    --config=train/configs/tiny.py --export=MODEL
+    --config=train/configs/tiny.py:drafter --init_from=MODEL --export=BOTH
+"""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-  """Every field of a run."""
+def get_config(stage: str = "joint") -> ConfigDict:
+  """Every field of a run: the 'joint' one, or that of the 'drafter'."""
   c = ConfigDict()
   # 'joint': causal and diffusion losses; 'drafter': the LoRA on o_proj.
   c.objective = "joint"
@@ -164,4 +170,19 @@ def get_config() -> ConfigDict:
   c.checkpoint.keep = 2
   # Metric of the evaluation whose best checkpoint is kept too; '': none.
   c.checkpoint.best = ""
+  if stage == "drafter":
+    _as_drafter(c)
+  elif stage != "joint":
+    raise ValueError(f"stage should be joint or drafter, got {stage!r}.")
   return c
+
+
+def _as_drafter(c: ConfigDict) -> None:
+  """Changes what the drafter's run does otherwise."""
+  c.objective = "drafter"
+  c.steps = 400
+  c.corruption.update(
+    draft=1.0, hard_last=0.0, draft_known_first=1.0, fill=False
+  )
+  c.optimizer.update(name="adamw", lr=2e-3, warmup=20)
+  c.eval.update(every=200, questions=50, modes=("ar", "linear_spec"))
