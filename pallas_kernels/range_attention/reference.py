@@ -1,7 +1,8 @@
 """Range attention in plain JAX: the semantics, and what runs without a GPU.
 
 Flash attention over chunks of keys. The number of chunks is read from k_end
-at run time, so a short row in a large cache costs what the row costs. A chunk
+at run time, so a short row in a large cache costs what the row costs. On a CPU
+many queries are taken in turns, each of which reads its own keys only. A chunk
 that is masked for a row changes nothing in it, to the last bit, so results do
 not depend on the rest of the batch.
 """
@@ -12,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 CHUNK = 128  # Keys per step: small enough that a chunk stays in cache.
+QUERIES = 128  # Likewise on a CPU: queries per turn, each with its own keys.
 _MASKED = -1e30
 
 
@@ -24,6 +26,20 @@ def range_attention(
   k_start: Int[Array, "B T"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
   """See `api.range_attention`; the arguments are taken as checked."""
+
+  def in_turns(q, k, v, k_end, k_start):
+    turn = lambda x: _attend(x[0], k, v, *x[1:])
+    parts = tuple(_cut(x) for x in (q, k_end, k_start))
+    return _joined(lax.map(turn, parts), q.shape[1])
+
+  if q.shape[1] <= QUERIES:
+    return _attend(q, k, v, k_end, k_start)
+  return lax.platform_dependent(
+    q, k, v, k_end, k_start, cpu=in_turns, default=_attend
+  )
+
+
+def _attend(q, k, v, k_end, k_start):
   batch, queries, heads, dim = q.shape
   acc = accumulator(q.dtype)
   q = _group(q, k.shape[2])
@@ -75,8 +91,32 @@ def backward(saved, cotangents):
     saved: q, k, v, k_end, k_start, out, lse.
     cotangents: of out and lse.
   """
-  q, k, v, k_end, k_start, out, lse = saved
-  d_out, d_lse = cotangents
+  k, v = saved[1:3]
+  queries = saved[0].shape[1]
+  # What has a row per query: q, k_end, k_start, out, lse and the cotangents.
+  rows = (saved[0], *saved[3:], *cotangents)
+
+  def in_turns(k, v, *rows):
+    def turn(total, rows):
+      dq, *more = _backward(k, v, *rows)
+      return jax.tree.map(jnp.add, total, tuple(more)), dq
+
+    zeros = (jnp.zeros(k.shape, acc), jnp.zeros(v.shape, acc))
+    (dk, dv), dq = lax.scan(turn, zeros, tuple(_cut(x) for x in rows))
+    return _joined(dq, queries), dk, dv
+
+  acc = saved[-1].dtype
+  if queries <= QUERIES:
+    dq, dk, dv = _backward(k, v, *rows)
+  else:
+    dq, dk, dv = lax.platform_dependent(
+      k, v, *rows, cpu=in_turns, default=_backward
+    )
+  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse):
+  """Gradients of q, and of k and v in the accumulator's dtype."""
   acc = lse.dtype
   delta = (d_out.astype(acc) * out.astype(acc)).sum(-1)
   delta = delta - jnp.where(jnp.isneginf(lse), 0.0, d_lse)
@@ -117,7 +157,7 @@ def backward(saved, cotangents):
   first, last = _chunk_range(k.shape[1], k_end, k_start)
   dq, dk, dv = lax.fori_loop(first, last, body, start)
   dq = dq.transpose(0, 2, 1, 3, 4).reshape(out.shape)
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+  return dq.astype(q.dtype), dk, dv
 
 
 range_attention.defvjp(_forward, backward)
@@ -126,6 +166,23 @@ range_attention.defvjp(_forward, backward)
 def accumulator(dtype) -> jnp.dtype:
   """The dtype to sum in: float32, or float64 for float64."""
   return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def _cut(x: Array) -> Array:
+  """[B, T, ...] -> [turns, B, QUERIES, ...]; fill is 0, and sees nothing."""
+  more = -x.shape[1] % QUERIES
+  x = jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
+
+
+def _joined(tree, queries: int):
+  """The inverse of `_cut` for every array."""
+
+  def one(x: Array) -> Array:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :queries]
+
+  return jax.tree.map(one, tree)
 
 
 def _group(x: Array, kv_heads: int) -> Array:

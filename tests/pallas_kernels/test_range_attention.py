@@ -10,7 +10,7 @@ from pallas_kernels.range_attention import (
   merge,
   range_attention,
 )
-from pallas_kernels.range_attention.reference import CHUNK
+from pallas_kernels.range_attention.reference import CHUNK, QUERIES
 from tests.pallas_kernels.cases import dense, make
 
 # B, T, S, N, K, H
@@ -18,6 +18,7 @@ SHAPES = [
   (2, 5, 9, 4, 2, 8),
   (3, 1, CHUNK, 2, 2, 16),
   (2, 7, CHUNK + 1, 6, 2, 8),
+  (2, 2 * QUERIES + 22, 200, 2, 1, 4),  # In turns.
   (1, 33, 3 * CHUNK - 5, 8, 1, 4),
   (4, 2, 300, 3, 3, 8),
 ]
@@ -67,7 +68,7 @@ def test_a_row_does_not_depend_on_the_others():
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize("shape", SHAPES[:5])
 def test_gradients_match_dense(shape):
   q, k, v, k_end, k_start = map(jnp.asarray, make(shape, 2))
   rng = np.random.default_rng(3)
