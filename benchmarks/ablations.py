@@ -1,10 +1,10 @@
 """Does the published ordering of ablations hold at tiny scale?
 
-    .venv/bin/python benchmarks/ablations.py --workdir=DIR [--steps=2000]
+    .venv/bin/python benchmarks/ablations.py --workdir=DIR [--steps=1500]
     .venv/bin/python benchmarks/ablations.py --workdir=DIR --part=corruption
 
-Runs of train/configs/tiny.py with one thing changed in each. The first part,
-from nothing: with and without the AR loss, weights of the diffusion loss, block
+Runs of train/configs/tiny.py with one thing changed in each. The first part, a
+smaller model (SIZES, 4 rows a step) from nothing: with and without the AR loss, weights of the diffusion loss, block
 lengths, one or two stages. The second, what moves the accuracy of diffusion:
 every run goes on from the embedded checkpoint for --steps (150) with another
 corruption. Every run of a part has the same number of steps (two stages share
@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Of all runs.", required=True)
 _PART = flags.DEFINE_enum(
   "part", "objective", ("objective", "corruption"), "Which runs."
 )
-_STEPS = flags.DEFINE_integer("steps", None, "Of every run; 2000, or 150.")
+_STEPS = flags.DEFINE_integer("steps", None, "Of every run; 1500, or 150.")
 _QUESTIONS = flags.DEFINE_integer("questions", 50, "Per family.")
 
 # Name -> changes; 'first' is the share of the steps in a stage with AR only.
@@ -55,6 +55,13 @@ CORRUPTIONS = {
   "hard-last only (digits masked)": {"draft": 0.0, "hard_last": 1.0},
 }
 MODES = ("ar", "diffusion", "linear_spec")
+# Of the models that are trained from nothing.
+SIZES = {
+  "hidden_size": 128,
+  "intermediate_size": 384,
+  "num_layers": 4,
+  "num_heads": 4,
+}
 
 
 def settings(steps: int, changes: dict):
@@ -67,7 +74,8 @@ def settings(steps: int, changes: dict):
     config.optimizer.update({"lr": 1e-3, "warmup": 20})
     config.corruption.update(changes)
   else:
-    config.block_lengths = (16,)
+    config.model.update(SIZES)
+    config.update({"block_lengths": (16,), "batch_size": 4})
     config.update({k: v for k, v in changes.items() if k != "first"})
     config.model.block_size = max(config.block_lengths)
   return config
@@ -87,7 +95,7 @@ def train(folder: Path, changes: dict) -> Path:
 
 
 def steps() -> int:
-  return _STEPS.value or (150 if _PART.value == "corruption" else 2000)
+  return _STEPS.value or (150 if _PART.value == "corruption" else 1500)
 
 
 def measure(name: str, changes: dict) -> dict[str, float]:

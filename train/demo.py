@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from train import evaluate, loop
-from train.configs import drafter, tiny
+from train.configs import tiny
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
 _SPEED = flags.DEFINE_float("speed", 1.0, "Steps are divided by this.")
@@ -39,22 +39,16 @@ SIZES = {
 
 def stage_config(stage: str, speed: float) -> ml_collections.ConfigDict:
   """The configuration of one stage."""
-  config = drafter.get_config() if stage == "drafter" else tiny.get_config()
-  like, steps = tiny.get_config(), max(2, int(STEPS[stage] / speed))
-  for name in "length noisy_length batch_size dtype remat chunk".split():
-    config[name] = like[name]
+  config = tiny.get_config("drafter" if stage == "drafter" else "joint")
+  steps = max(2, int(STEPS[stage] / speed))
   config.update({"block_lengths": (16,), "steps": steps, "log_every": 20})
-  config.batch_size = 8
+  config.batch_size = 4
   config.model.update(SIZES)
-  config.data, config.eval = like.data, like.eval
   config.eval.update({"every": 0, "questions": 8, "modes": MODES})
   config.checkpoint.every = steps
   config.optimizer.warmup = min(20, steps // 4)
   if stage == "ar":
     config.diffusion_weight = 0.0
-  if stage == "drafter":
-    config.drafter.update({"rank": 16, "alpha": 64.0, "top": 50})
-    config.optimizer.lr = 2e-3
   return config
 
 

@@ -13,7 +13,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from nemodiff_jax import xla
+from nemodiff_jax.nn import xla
 from nemodiff_jax.nn.model import Params
 from train.corruption import Canvas, Corruption, Rows, corrupt
 from train.losses import Joint, align, count, joint_loss

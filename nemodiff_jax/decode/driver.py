@@ -10,11 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from nemodiff_jax import xla
 from nemodiff_jax.decode.prefill import MODE
 from nemodiff_jax.decode.state import STOPPED, Decoder, DecodeState, Weights
+from nemodiff_jax.nn import xla
 from nemodiff_jax.text.stream import TextStream
-
 
 _jit = functools.partial(
   jax.jit,
