@@ -74,13 +74,13 @@ class Terminal:
   def until(self, pattern, seconds=300, again=None):
     """Reads until the pattern appears behind what was read before.
 
-    `again` is done every two seconds: a signal that comes just before input()
+    `again` is done every ten seconds: a signal that comes just before input()
     begins to wait is not seen before the next.
     """
     start, begun, turns = len(self.text), time.time(), 0
     end = begun + seconds
     while not re.search(pattern, self.text[start:]):
-      if again is not None and time.time() >= begun + 2 * turns:
+      if again is not None and time.time() >= begun + 10 * turns:
         again()
         turns += 1
       assert time.time() < end, f"{pattern!r} not in {self.text[start:]!r}"
