@@ -61,8 +61,6 @@ def same(one, many):
   ("mode", "count", "scheme"),
   [
     ("ar", 8, "int8"),
-    ("diffusion", 2, "none"),
-    ("linear_spec", 2, "none"),
     ("quadratic_spec", 4, "none"),
     *(
       pytest.param(mode, count, scheme, marks=pytest.mark.slow)
