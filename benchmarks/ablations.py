@@ -1,7 +1,7 @@
 """Does the published ordering of ablations hold at tiny scale?
 
-    .venv/bin/python benchmarks/ablations.py --workdir=DIR [--steps=1500]
-    .venv/bin/python benchmarks/ablations.py --workdir=DIR --part=corruption
+    .venv/bin/python -m benchmarks.ablations --workdir=DIR [--steps=1500]
+    .venv/bin/python -m benchmarks.ablations --workdir=DIR --part=corruption
 
 Runs of train/configs/tiny.py with one thing changed in each. The first part, a
 smaller model (SIZES, 4 rows a step) from nothing: with and without the AR loss, weights of the diffusion loss, block

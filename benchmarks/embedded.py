@@ -1,6 +1,6 @@
 """The figures on the embedded checkpoint's card.
 
-    .venv/bin/python benchmarks/embedded.py [--checkpoint=DIR] [--questions=100]
+    .venv/bin/python -m benchmarks.embedded [--checkpoint=DIR] [--questions=100]
 
 Held-out questions (seeds and questions that training leaves out): loss,
 accuracy, tokens per forward, agreement with ar; and wall-clock at batch 1 against

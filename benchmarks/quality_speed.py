@@ -1,6 +1,6 @@
 """Draws docs/quality_speed.png: accuracy against tokens per forward.
 
-    .venv/bin/python benchmarks/quality_speed.py [--checkpoint=DIR] [--out=F.png]
+    .venv/bin/python -m benchmarks.quality_speed [--checkpoint=DIR] [--out=F.png]
 
 Held-out arithmetic questions, decoded in every mode, over thresholds, steps per
 block and block lengths. Also prints the points. Needs matplotlib.

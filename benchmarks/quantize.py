@@ -1,8 +1,8 @@
 """What int8 weights change: logits, perplexity, greedy text; and what not.
 
-    .venv/bin/python benchmarks/quantize.py                # embedded checkpoint
+    .venv/bin/python -m benchmarks.quantize                # embedded checkpoint
     make smollm2
-    .venv/bin/python benchmarks/quantize.py --checkpoint=.cache/smollm2
+    .venv/bin/python -m benchmarks.quantize --checkpoint=.cache/smollm2
 
 The embedded checkpoint reads its held-out questions and answers (answers are
 scored), any other one pages of Python's language reference (`pydoc_data`).

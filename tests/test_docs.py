@@ -41,7 +41,7 @@ def test_demo_runs_on_the_embedded_checkpoint():
 
 def test_embedded_checkpoint_is_small_and_as_good_as_its_card():
   folder = ROOT / "nemodiff_jax" / "assets" / "embedded"
-  assert sum(p.stat().st_size for p in folder.iterdir()) < 8 * 2**20
+  assert sum(p.stat().st_size for p in folder.rglob("*")) < 8 * 2**20
   model = nd.load()
   for family in arithmetic.FAMILIES:
     examples = arithmetic.held_out(family, 16)
@@ -59,7 +59,7 @@ def test_embedded_checkpoint_is_small_and_as_good_as_its_card():
     )
     assert right(ar) >= 15 and right(quick) >= 13
     assert [o.token_ids for o in spec] == [o.token_ids for o in ar]
-    assert speed(spec) >= 4 and speed(quick) >= 3
+    assert speed(spec) >= 5 and speed(quick) >= 3
 
 
 @pytest.mark.slow
