@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from checkpoints_convert.lazy import Lazy
 from checkpoints_convert.names import Tensor
@@ -133,7 +133,8 @@ def write_lora(
     stem = f"base_model.model.encoder.layers.{i}.self_attn.o_proj"
     tensors[f"{stem}.lora_A.weight"] = np.ascontiguousarray(a)
     tensors[f"{stem}.lora_B.weight"] = np.ascontiguousarray(b)
-  save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+  data = save(tensors, {"format": "pt"})  # save_file lets nobody else read it.
+  (folder / "adapter_model.safetensors").write_bytes(data)
   config = {
     "peft_type": "LORA",
     "r": layers[0][0].shape[0],
