@@ -223,6 +223,18 @@ def test_every_config_is_complete_and_every_key_has_a_comment(module):
       assert before.strip().startswith("#"), line
 
 
+def test_tiny_has_a_second_run_for_the_drafter():
+  config = tiny.get_config("drafter")
+  settings.check(config)
+  assert config.objective == "drafter"
+  assert (
+    settings.flatten(config).keys()
+    == settings.flatten(tiny.get_config()).keys()
+  )
+  with pytest.raises(ValueError, match="stage should be joint or drafter"):
+    tiny.get_config("ar")
+
+
 def test_a_base_without_a_mask_needs_one(tiny, tmp_path, ordinary):
   helpers.write_checkpoint(tmp_path / "init", tiny)
   path = tmp_path / "init" / "config.json"

@@ -177,12 +177,12 @@ def get_config(stage: str = "joint") -> ConfigDict:
   return c
 
 
-def _as_drafter(c: ConfigDict) -> None:
+def _as_drafter(config: ConfigDict) -> None:
   """Changes what the drafter's run does otherwise."""
-  c.objective = "drafter"
-  c.steps = 400
-  c.corruption.update(
+  config.objective = "drafter"
+  config.steps = 400
+  config.corruption.update(
     draft=1.0, hard_last=0.0, draft_known_first=1.0, fill=False
   )
-  c.optimizer.update(name="adamw", lr=2e-3, warmup=20)
-  c.eval.update(every=200, questions=50, modes=("ar", "linear_spec"))
+  config.optimizer.update(name="adamw", lr=2e-3, warmup=20)
+  config.eval.update(every=200, questions=50, modes=("ar", "linear_spec"))
