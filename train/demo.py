@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Default: a temporary folder.")
 _SPEED = flags.DEFINE_float("speed", 1.0, "Steps are divided by this.")
 
 MODES = ("ar", "diffusion", "linear_spec")
-STEPS = {"ar": 400, "joint": 500, "drafter": 120}
+STEPS = {"ar": 200, "joint": 260, "drafter": 60}
 SIZES = {
   "hidden_size": 128,
   "intermediate_size": 384,
