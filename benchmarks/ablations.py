@@ -4,8 +4,9 @@
     .venv/bin/python -m benchmarks.ablations --workdir=DIR --part=corruption
 
 Runs of train/configs/tiny.py with one thing changed in each. The first part, a
-smaller model (SIZES, 4 rows a step) from nothing: with and without the AR loss, weights of the diffusion loss, block
-lengths, one or two stages. The second, what moves the accuracy of diffusion:
+smaller model (SIZES, 4 rows a step) from nothing: with and without the AR loss,
+weights of the diffusion loss, block lengths, one or two stages. The second, what
+moves the accuracy of diffusion:
 every run goes on from the embedded checkpoint for --steps (150) with another
 corruption. Every run of a part has the same number of steps (two stages share
 them). Runs that are complete in the workdir are not repeated, so that this can

@@ -54,10 +54,10 @@ def encode(model: Model, question: str) -> list[int]:
   )
 
 
-def decode(model, prompts, mode, how, size=16):
+def decode(model, prompts, mode, how):
   config = decode_config(model.config, mode, **how)
   rows = [RowSettings(max_new_tokens=112)] * len(prompts)
-  return list(generate_rows(model, config, prompts, rows, size))
+  return list(generate_rows(model, config, prompts, rows, 16))
 
 
 def label(mode: str, how: dict) -> str:
@@ -155,9 +155,10 @@ def timed(model: Model, prompt: list[int], mode: str, how: dict):
   decoder, weights, state = start(
     model.module, model.weights, config, [prompt], [row]
   )
-  ready = jax.block_until_ready(state), time.perf_counter()
-  jax.block_until_ready(driver.run(decoder, weights, ready[0]))
-  return ready[1] - begun, time.perf_counter() - ready[1]
+  jax.block_until_ready(state)
+  ready = time.perf_counter()
+  jax.block_until_ready(driver.run(decoder, weights, state))
+  return ready - begun, time.perf_counter() - ready
 
 
 def wall_clock(model: Model) -> None:
