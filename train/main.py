@@ -32,6 +32,7 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 flags.mark_flag_as_required("config")
+_EXAMPLE = "train/configs/tiny.py"
 
 
 def main(_: list[str]) -> None:
@@ -56,14 +57,22 @@ def _fail(message: str) -> int:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Flags; an unknown config key is an error like those of the run."""
-  given = (arg.split("=")[0] for arg in argv if arg.startswith("--config."))
+  """Flags; what is wrong with them is an error like those of the run."""
   known = settings.flatten(tiny.get_config())
-  for name in (arg.removeprefix("--config.") for arg in given):
-    if name not in known:
-      near = settings.near(name, known)
-      sys.exit(_fail(f"config: unknown key {name!r}{near}."))
-  return flags.FLAGS(argv)
+  for arg in argv:
+    name, _, value = arg.partition("=")
+    file = Path(value.split(":")[0])
+    if name == "--config" and not file.is_file():
+      sys.exit(_fail(f"--config should be a file like {_EXAMPLE}, got {file}."))
+    key = name.removeprefix("--config.")
+    if key != name and key not in known:
+      near = settings.near(key, known)
+      sys.exit(_fail(f"config: unknown key {key!r}{near}."))
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError) as e:
+    # A config file's own error comes with its traceback.
+    sys.exit(_fail(str(e).strip().splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -189,6 +190,22 @@ def test_an_unknown_key_is_answered_with_the_nearest():
   config.optimizer.momentun = 1.0
   with pytest.raises(UserError, match="unknown key 'optimizer.momentun'"):
     settings.check(config)
+
+
+@pytest.mark.parametrize(
+  "config, change, why",
+  [
+    ("tiny.py:other", "seed=1", "stage should be joint or drafter, got 'other'"),
+    ("none.py", "seed=1", "--config should be a file like train/configs/tiny.py"),
+    ("tiny.py", "steps=many", "--config.steps=many: invalid literal"),
+  ],
+)  # fmt: skip
+def test_flags_that_cannot_be_are_told_in_one_line(config, change, why):
+  given = ["--workdir=unused", f"--config=train/configs/{config}"]
+  done = run([sys.executable, "-m", "train.main", *given, f"--config.{change}"])
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ") and why in done.stderr
+  assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
