@@ -103,10 +103,8 @@ def train(
     state = _steps(run, state, frozen, batches, source, checkpoints, writer)
     if export_to is not None:
       both: Any = (frozen, state.params) if run.drafts else (state.params, None)
-      if jax.process_count() > 1:
-        both = multihost_utils.process_allgather(both, tiled=True)
+      base, lora = _whole(both)
       if jax.process_index() == 0:
-        base, lora = both
         export(export_to, start, base, lora, config.drafter.alpha)
     return state
   finally:
@@ -212,13 +210,19 @@ def _stop_if_bad(config, metrics, checkpoints: Checkpoints) -> None:
 
 
 def _evaluate(run: Run, state, frozen, questions):
-  """Decodes the questions; on one process only, which holds all parameters."""
-  if jax.process_count() > 1:
-    return {}, ""
+  """Decodes the questions; each of several processes decodes all of them."""
   config = run.config
-  base, lora = (frozen, state.params) if run.drafts else (state.params, None)
+  both = (frozen, state.params) if run.drafts else (state.params, None)
+  base, lora = _whole(both)
   scale = config.drafter.alpha / config.drafter.rank
   model = evaluate.decoding_model(run.start, base, lora, scale)
   found, sample = evaluate.evaluate(model, config.eval, questions)
   watch.say(", ".join(f"{k} {v:.3f}" for k, v in found.items()))
   return found, sample
+
+
+def _whole(tree: Any) -> Any:
+  """The tree; with several processes, all of it in the memory of each."""
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.process_allgather(tree, tiled=True)

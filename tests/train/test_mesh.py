@@ -24,6 +24,14 @@ SIZES = {
   "model.num_kv_heads": 2,
 }
 
+EVALUATION = {
+  "eval.every": 20,
+  "eval.questions": 1,
+  "eval.max_new_tokens": 8,
+  "eval.modes": ("ar", "linear_spec"),
+  "checkpoint.best": "eval/linear_spec_tokens_per_forward",
+}
+
 
 def losses(workdir) -> list[float]:
   return [x["loss"] for x in lines(workdir) if "loss" in x]
@@ -60,7 +68,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
         "--processes=2",
         f"--export={tmp_path / 'export'}",
         f"--process={i}",
-        **SIZES,
+        **SIZES | EVALUATION,
       ),
       cwd=ROOT,
       env=environment(JAX_NUM_CPU_DEVICES="1"),
@@ -76,6 +84,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
   assert len(found) == 20
   np.testing.assert_allclose(found, alone, rtol=1e-5)
   assert open_checkpoint(str(tmp_path / "export")).load_params()
+  assert "eval/linear_spec_accuracy" in lines(tmp_path)[-1]
 
 
 def test_every_large_array_lies_on_the_mesh_by_the_rules():
