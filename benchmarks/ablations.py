@@ -6,11 +6,11 @@
 Runs of train/configs/tiny.py with one thing changed in each. The first part, a
 smaller model (SIZES, 4 rows a step) from nothing: with and without the AR loss,
 weights of the diffusion loss, block lengths, one or two stages. The second, what
-moves the accuracy of diffusion:
-every run goes on from the embedded checkpoint for --steps (150) with another
-corruption. Every run of a part has the same number of steps (two stages share
-them). Runs that are complete in the workdir are not repeated, so that this can
-be stopped and goes on. Prints a table for docs/training.md.
+moves the accuracy of diffusion: every run goes on from the embedded checkpoint
+for --steps (150) with another corruption. Every run of a part has the same
+number of steps (two stages share them). The losses are those of training, over
+the last third of a run. Runs that are complete in the workdir are not repeated,
+so that this can be stopped and goes on. Prints a table for docs/training.md.
 """
 
 import json
@@ -99,8 +99,15 @@ def steps() -> int:
   return _STEPS.value or (150 if _PART.value == "corruption" else 1500)
 
 
-def measure(name: str, changes: dict) -> dict[str, float]:
-  folder = Path(_WORKDIR.value) / re.sub(r"\W+", "_", name)
+def last_losses(folder: Path) -> list[float]:
+  """Causal and diffusion loss in the last third of a run, unweighted."""
+  lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+  found = [x for x in map(json.loads, lines) if "loss" in x]
+  last = found[-max(1, len(found) // 3) :]
+  return [sum(x[k] for x in last) / len(last) for k in ("ar", "diffusion")]
+
+
+def measure(folder: Path, changes: dict) -> dict[str, float]:
   kept = folder / "found.json"
   if kept.exists():
     return json.loads(kept.read_text())
@@ -119,11 +126,14 @@ def main(_) -> None:
     f" {_QUESTIONS.value} held-out questions a family\n"
   )
   head = " | ".join(f"{m}: right %, tokens/forward" for m in MODES)
-  print(f"| run | {head} |\n" + "|---" * (len(MODES) + 1) + "|")
+  print(f"| run | ar loss | diffusion loss | {head} |")
+  print("|---" * (len(MODES) + 3) + "|")
   runs = CORRUPTIONS if _PART.value == "corruption" else RUNS
   for name, changes in runs.items():
-    found = measure(name, changes)
-    cells = [
+    folder = Path(_WORKDIR.value) / re.sub(r"\W+", "_", name)
+    found = measure(folder, changes)
+    cells = [f"{loss:.3f}" for loss in last_losses(folder)]
+    cells += [
       f"{100 * found[f'eval/{m}_accuracy']:.0f},"
       f" {found[f'eval/{m}_tokens_per_forward']:.2f}"
       for m in MODES

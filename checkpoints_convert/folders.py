@@ -34,7 +34,7 @@ def new_folder(
   partial.mkdir(parents=True, exist_ok=True)
   with _locked(partial, target):
     try:
-      _bring_back(older, target)
+      _settle(older, target)
       check_target(target, overwrite)
       _empty(partial)
       yield partial
@@ -43,8 +43,7 @@ def new_folder(
         target.rename(older)
       partial.rename(target)
     finally:
-      _bring_back(older, target)
-      shutil.rmtree(older, ignore_errors=True)
+      _settle(older, target)
       shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -106,9 +105,11 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
     os.close(handle)
 
 
-def _bring_back(older: Path, target: Path) -> None:
-  """Undoes the first of two renames if the second one did not happen."""
-  if older.exists() and not target.exists():
+def _settle(older: Path, target: Path) -> None:
+  """Brings `older` back if nothing took its place, else removes it."""
+  if target.exists():
+    shutil.rmtree(older, ignore_errors=True)
+  elif older.exists():
     older.rename(target)
 
 

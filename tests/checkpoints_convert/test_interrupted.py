@@ -112,6 +112,18 @@ def test_older_target_comes_back_after_a_kill_between_renames(two):
   assert norm_of(target) == 1
 
 
+def test_what_a_kill_left_of_the_older_target_is_no_obstacle(two):
+  """Killed after both renames, while the older folder was being removed."""
+  target, left = two / "older", two / ".older.older"
+  left.mkdir()
+  (left / "config.json").write_text("{}")
+  convert.convert(
+    str(two / "source"), str(target), convert.to_orbax, overwrite=True
+  )
+  assert norm_of(target) == 2
+  assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
+
+
 def run(command, *flags):
   line = [sys.executable, "-m", f"checkpoints_convert.{command}", *flags]
   return subprocess.run(line, capture_output=True, text=True)
