@@ -115,8 +115,7 @@ def train(
 def _begin(config, start: Start, grid) -> tuple[Run, TrainState, Params]:
   """The run, its state at step 0, and the parameters that are not trained."""
   key = jax.random.key(config.seed)
-  base = start.params(config.seed)
-  base = jax.device_put(base, mesh.shardings(grid, base))
+  base = mesh.place(grid, start.params(config.seed))
   trained, frozen = base, {}
   if config.objective == "drafter":
     rank = config.drafter.rank

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -71,3 +72,13 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return NamedSharding(mesh, P(*axes))
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+  """Puts arrays that every process holds on the mesh, each device its part."""
+
+  def put(x, sharding: NamedSharding) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(put, tree, shardings(mesh, tree))

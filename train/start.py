@@ -58,12 +58,16 @@ class Start:
     return self.checkpoint.template
 
   def params(self, seed: int) -> Params:
-    """Float32 parameters, layers stacked."""
-    if self.new:
-      params = _spread(init_params(self.config, jax.random.key(seed)))
-    else:
-      params = self.checkpoint.load_params(jnp.float32)
-    return stack_layers(params, self.config.num_layers)
+    """Float32 parameters, layers stacked, in the host's memory.
+
+    A device need not hold more than its part of them (`mesh.place`).
+    """
+    with jax.default_device(_host()):
+      if self.new:
+        params = _spread(init_params(self.config, jax.random.key(seed)))
+      else:
+        params = self.checkpoint.load_params(jnp.float32)
+      return stack_layers(params, self.config.num_layers)
 
   def hard_tokens(self, digits: bool) -> np.ndarray:
     """[V] which tokens are digits; none unless asked for."""
@@ -117,6 +121,13 @@ def open_start(
       " choose an unused token with --config.model.mask_id=ID."
     )
   return Start(model, checkpoint, init_from is None)
+
+
+def _host() -> jax.Device | None:
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:  # JAX_PLATFORMS leaves the CPU out.
+    return None
 
 
 def _make_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
