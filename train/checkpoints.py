@@ -31,18 +31,16 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, c: ml_collections.ConfigDict):
     policies: list[Any] = [keeping.LatestN(c.keep)]
+    self._best = None
     if c.best:
-      best = lambda metrics: metrics.get(c.best, float("-inf"))
-      policies.append(
-        keeping.BestN(
-          get_metric_fn=best, n=1, keep_checkpoints_without_metrics=False
-        )
-      )
+      self._best = lambda metrics: metrics.get(c.best, float("-inf"))
+      policies.append(keeping.BestN(get_metric_fn=self._best, n=1))
     self._folder = workdir.absolute() / "checkpoints"
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keeping.AnyPreservationPolicy(policies),
+        best_fn=self._best,  # With it, metrics are saved too.
         cleanup_tmp_directories=True,
       ),
     )
@@ -69,7 +67,7 @@ class Checkpoints:
       data=grain.checkpoint.CheckpointSave(data),
     )
     with _Told(self):
-      self._manager.save(step, args=args, metrics=metrics or None)
+      self._manager.save(step, args=args, metrics=self._best and metrics)
 
   def wait(self) -> None:
     """Waits until what is being saved is complete.
@@ -103,6 +101,14 @@ class Checkpoints:
     steps = self.latest()
     return "none" if steps is None else str(self._folder / str(steps))
 
+  def failure(self, what: str) -> UserError:
+    """An error that says what is left of the run."""
+    self._manager.reload()
+    return UserError(
+      f"{what}; is the disk full? The last good checkpoint is {self.name()}; the"
+      " same command goes on from there."
+    )
+
   def close(self) -> None:
     """Waits, and ends the background threads."""
     self._manager.close()
@@ -120,12 +126,8 @@ class _Told:
   def __exit__(self, kind, e, trace) -> None:
     if kind is None or not issubclass(kind, Exception):
       return
-    self._checkpoints._manager.reload()
-    raise UserError(
-      f"the checkpoint could not be saved ({_first_line(e)}); is the disk full?"
-      f" The last good checkpoint is {self._checkpoints.name()}; the same"
-      " command goes on from there."
-    ) from e
+    what = f"the checkpoint could not be saved ({_first_line(e)})"
+    raise self._checkpoints.failure(what) from e
 
 
 def export(

@@ -62,7 +62,7 @@ def make_dataset(
       f"config.data.shards is {data.shards}, but the data has only"
       f" {len(source)} records."
     )
-  encode = lambda r: _encode(r, source, start)
+  encode = lambda r: _encode(r, source, start, config.length)
   spans = dict.fromkeys(("tokens", "supervised"), config.length)
   unit = dict.fromkeys(spans, max(config.block_lengths))
 
@@ -112,7 +112,9 @@ def place_rows(
   return Rows(**jax.tree.map(put, batch), example=put(example))
 
 
-def _encode(record: dict[str, Any], source: Source, start: Start):
+def _encode(
+  record: dict[str, Any], source: Source, start: Start, length: int
+) -> Document | None:
   """A document, or None for a record that is skipped."""
   try:
     document = encode_record(
@@ -121,6 +123,8 @@ def _encode(record: dict[str, Any], source: Source, start: Start):
     mask = start.config.mask_id
     if mask is not None and (document["tokens"] == mask).any():
       raise UserError(f"holds the mask token {mask}")
+    if not document["supervised"][:length].any():
+      raise UserError(f"nothing to learn within a row of {length} tokens")
   except UserError as e:
     return source.refuse(record["where"], str(e).rstrip("."))
   return document

@@ -75,11 +75,25 @@ def prepare_drafter(
   plan: Plan, key: Array, rows: Rows, hard: Array
 ) -> tuple[Any, Any]:
   """Blocks to draft, a key per row; and how many blocks there are."""
-  noisy = corrupt(key, rows, plan.how, plan.canvas, hard)
+  noisy = _as_draft(corrupt(key, rows, plan.how, plan.canvas, hard), plan)
   draw = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 2))
   used = _fold(noisy.masked, plan.canvas.block).any(-1).sum()
   counts = jnp.maximum(used, 1).astype(jnp.float32)
   return (rows, noisy, draw(rows.example)), counts
+
+
+def _as_draft(noisy: Noisy, plan: Plan) -> Noisy:
+  """Masks a block from its first learned slot on, past the document's end too.
+
+  So a draft sees what it sees in decoding. Slot 0 is always given; slots of a
+  prompt are, before the answer begins.
+  """
+  c = plan.canvas.block
+  begun = jnp.cumsum(_fold(noisy.chance > 0, c), -1).reshape(noisy.chance.shape)
+  # A given first slot has no chance.
+  masked = (begun > 0) & (jnp.arange(begun.shape[1]) % c > 0)[None]
+  tokens = jnp.where(masked, plan.canvas.mask_id, noisy.target)
+  return dataclasses.replace(noisy, tokens=tokens, masked=masked)
 
 
 def make_loss(how: DrafterLoss):

@@ -1,5 +1,6 @@
 """A run, from its configuration to its last checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -79,7 +80,9 @@ def train(
     export_to: folder for the result in the released layout.
 
   Raises:
-    UserError: bad configuration, data or files; too many bad steps in a row.
+    UserError: bad configuration, data or files; too many bad steps in a row;
+      a disk that is full. Once a run has begun, its last good checkpoint is
+      named.
   """
   settings.check(config)
   grid = mesh.make_mesh([config.mesh[axis] for axis in mesh.AXES])
@@ -93,23 +96,23 @@ def train(
   source = data.open_source(config.data, start.config, config.seed)
   shards = data.local_shards(config.data.shards)
   batches = iter(data.make_dataset(config, start, source, shards))
+  watch.write_run(workdir, config, init_from)
   run, state, frozen = _begin(config, start, grid)
-  checkpoints = Checkpoints(workdir, config.checkpoint)
-  writer = watch.Writer(workdir)
-  try:
-    if checkpoints.latest() is not None:
-      state = checkpoints.restore(state, batches)
-      watch.say(f"going on from {checkpoints.name()}")
-    state = _steps(run, state, frozen, batches, source, checkpoints, writer)
+  with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as saved:
+    if saved.latest() is not None:
+      state = saved.restore(state, batches)
+      watch.say(f"going on from {saved.name()}")
+    try:
+      with contextlib.closing(watch.Writer(workdir)) as writer:
+        state = _steps(run, state, frozen, batches, source, saved, writer)
+    except OSError as e:
+      raise saved.failure(f"a file could not be used ({e})") from e
     if export_to is not None:
       both: Any = (frozen, state.params) if run.drafts else (state.params, None)
       base, lora = _whole(both)
       if jax.process_index() == 0:
         export(export_to, start, base, lora, config.drafter.alpha)
     return state
-  finally:
-    writer.close()
-    checkpoints.close()
 
 
 def _begin(config, start: Start, grid) -> tuple[Run, TrainState, Params]:
@@ -134,7 +137,7 @@ def _steps(run, state, frozen, batches, source, checkpoints, writer):
   questions = evaluate.load_questions(config.eval) if config.eval.every else []
   first = int(state.step)
   compiled = functools.cache(run.make_step)
-  saved, found, since, waiting = first, {}, time.perf_counter(), []
+  saved, since, waiting = first, time.perf_counter(), []
   bar = tqdm.tqdm(
     total=config.steps,
     initial=first,
@@ -147,27 +150,28 @@ def _steps(run, state, frozen, batches, source, checkpoints, writer):
     rows = data.place_rows(next(batches), run.mesh, config.batch_size)
     state, metrics = compiled(block)(state, frozen, rows, run.hard)
     waiting.append(metrics)
-    done = step + 1
+    done, found = step + 1, {}
     bar.update()
     if done % config.log_every == 0 or done == config.steps:
       jax.block_until_ready(metrics)
       seconds = time.perf_counter() - since
       report = summarise(run, waiting, seconds)
-      report["lr"] = float(jnp.asarray(rate(step)))
+      report["lr"] = float(jnp.asarray(rate(step - int(report["skipped"]))))
       report["skipped_lines"] = len(source.skipped)
       writer.write(done, report)
       bar.set_postfix(
         loss=f"{report['loss']:.3f}", tok_s=f"{report['tokens_per_second']:.0f}"
       )
-      _stop_if_bad(config, metrics, checkpoints)
+      _stop_if_bad(config, report, checkpoints)
       waiting, since = [], time.perf_counter()
     if questions and (done % config.eval.every == 0 or done == config.steps):
       found, sample = _evaluate(run, state, frozen, questions)
       writer.write(done, found, sample)
       since = time.perf_counter()
-    if done % config.checkpoint.every == 0 or done == config.steps:
+    due = done % config.checkpoint.every == 0 or done == config.steps
+    if due or (found and config.checkpoint.best):
       checkpoints.save(done, state, batches, found)
-      saved, found = done, {}
+      saved = done
   bar.close()
   if saved != first:
     checkpoints.wait()
@@ -179,8 +183,9 @@ def summarise(
 ) -> dict[str, float]:
   """Means over some steps, speed and memory."""
   many = jax.device_get(waiting)
-  counters = {k: float(many[-1][k]) for k in ("skipped", "bad_run")}
-  fine = [m for m in many if np.isfinite(m["loss"])] or many[-1:]
+  counters = {k: float(max(m[k] for m in many)) for k in ("skipped", "bad_run")}
+  finite = lambda m: np.isfinite([m["loss"], m["grad_norm"]]).all()
+  fine = [m for m in many if finite(m)] or many[-1:]
   means = {k: np.mean([m[k] for m in fine], 0) for k in fine[0]}
   levels = [means.pop(k) for k in ("level_loss", "level_count") if k in means]
   report = {k: float(x) for k, x in means.items()} | counters
@@ -197,12 +202,12 @@ def summarise(
   return report
 
 
-def _stop_if_bad(config, metrics, checkpoints: Checkpoints) -> None:
-  bad = int(metrics["bad_run"])
+def _stop_if_bad(config, report, checkpoints: Checkpoints) -> None:
+  bad = int(report["bad_run"])
   if bad >= config.max_bad_steps:
     checkpoints.wait()
     raise UserError(
-      f"the last {bad} steps gave a loss or gradient that is not finite; the"
+      f"{bad} steps in a row gave a loss or gradient that is not finite; the"
       f" last good checkpoint is {checkpoints.name()}. A lower"
       " --config.optimizer.lr in a new workdir may help."
     )

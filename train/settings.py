@@ -78,6 +78,14 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.data.source should be 'arithmetic', JSONL files with commas"
       " between, or a folder of shards; got ''."
     )
+  how = config.corruption
+  if config.objective == "drafter" and (
+    how.draft < 1 or how.draft_known_first < 1
+  ):
+    raise UserError(
+      "config.corruption.draft and draft_known_first should be 1.0 for the"
+      f" drafter, got {how.draft} and {how.draft_known_first}."
+    )
   _check_blocks(config)
 
 
@@ -104,6 +112,17 @@ def _check_blocks(config: ml_collections.ConfigDict) -> None:
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
   """Raises a UserError unless rows spread evenly over turns and devices."""
   shards, turns = row_shards(mesh), config.accumulate
+  here = jax.process_index()
+  own = sum(
+    any(d.process_index == here for d in row)
+    for row in mesh.devices.reshape(shards, -1)
+  )
+  if own * jax.process_count() != shards:
+    raise UserError(
+      "config.mesh.tensor should lie within a process, which gives rows of its"
+      f" own: of {shards} parts of a batch, this process would hold {own}, and"
+      f" there are {jax.process_count()} processes."
+    )
   if config.batch_size % (shards * turns):
     raise UserError(
       "config.batch_size should be a multiple of data x fsdp x accumulate ="

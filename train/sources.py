@@ -157,7 +157,7 @@ class Shards:
 
 
 def _line_offsets(path: Path) -> np.ndarray:
-  """Where each line that is not blank starts.
+  """Where each line starts.
 
   Raises:
     UserError: the file cannot be read.

@@ -20,6 +20,7 @@ from nemodiff_jax.text.tokenizer import Tokenizer
 from train.sources import Arithmetic
 from train.stack import stack_layers
 from train.tokenizer import CHAT_TEMPLATE, MASK, train_tokenizer
+from train.watch import RECORD
 
 # What goes along with the weights of a checkpoint.
 _SIDE_FILES = (
@@ -101,13 +102,17 @@ def open_start(
     )
   folder = init_from or str(workdir / "start")
   if init_from is None:
-    if (
-      jax.process_index() == 0 and not (workdir / "start/config.json").exists()
-    ):
+    # A workdir becomes a run's when all it needs has been found.
+    if jax.process_index() == 0 and not (workdir / RECORD).exists():
       _make_folder(workdir / "start", config)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("start")
   checkpoint = open_checkpoint(folder)
+  if checkpoint.scheme != "none":
+    raise UserError(
+      f"{folder}: its weights are {checkpoint.scheme}; training starts from the"
+      " checkpoint that they were made from."
+    )
   changes = {
     name: value
     for name in ("mask_id", "block_size", "max_positions")

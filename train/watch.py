@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard, run.json, speed and memory."""
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -19,6 +20,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from train.settings import flatten
 
+RECORD = "run.json"
 # May change when a run goes on: they only watch, save or speed it up.
 _FREE = (
   "log_every",
@@ -55,7 +57,9 @@ class Writer:
     """One line, and one point per curve."""
     if self._file is None or self._board is None:
       return
-    entry = {"step": step, **metrics} | ({"sample": sample} if sample else {})
+    # JSON has no NaN.
+    known = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+    entry = {"step": step, **known} | ({"sample": sample} if sample else {})
     self._file.write(json.dumps(entry) + "\n")
     self._file.flush()
     for name, value in metrics.items():
@@ -67,8 +71,8 @@ class Writer:
   def close(self) -> None:
     """Closes the files."""
     if self._file is not None and self._board is not None:
-      self._file.close()
       self._board.close()
+      self._file.close()
 
 
 def say(text: str) -> None:
@@ -80,33 +84,50 @@ def say(text: str) -> None:
 def check_run(
   workdir: Path, config: ml_collections.ConfigDict, init_from: str | None
 ) -> None:
-  """Writes run.json, or checks that the one there is of this run.
+  """Checks that a workdir is new, or of this run.
 
   Raises:
-    UserError: the workdir belongs to another run, or cannot be written.
+    UserError: the workdir belongs to another run.
   """
-  path, flat = workdir / "run.json", flatten(config)
-  if path.exists():
-    try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-      before = old["config"] | {"init_from": old["init_from"]}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-      raise UserError(f"{path}: not the record of a run ({e!r}).") from e
-    now = flat | {"init_from": init_from}
-    changed = [
-      f"{name} was {before.get(name)!r}, now {value!r}"
-      for name, value in now.items()
-      if value != before.get(name) and not name.startswith(_FREE)
-    ]
-    if changed:
-      raise UserError(
-        f"{workdir} holds another run ({'; '.join(changed[:4])}); give another"
-        " --workdir, or the settings it was started with."
-      )
+  path = workdir / RECORD
+  if not path.exists():
+    return
+  try:
+    old = json.loads(path.read_text(encoding="utf-8"))
+    before = old["config"] | {k: old[k] for k in ("init_from", "processes")}
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(f"{path}: not the record of a run ({e!r}).") from e
+  now = flatten(config) | {
+    "init_from": init_from,
+    "processes": jax.process_count(),
+  }
+  changed = [
+    f"{name} was {before.get(name)!r}, now {value!r}"
+    for name, value in now.items()
+    if value != before.get(name) and not name.startswith(_FREE)
+  ]
+  if changed:
+    raise UserError(
+      f"{workdir} holds another run ({'; '.join(changed[:4])}); give another"
+      " --workdir, or the settings it was started with."
+    )
+
+
+def write_run(
+  workdir: Path, config: ml_collections.ConfigDict, init_from: str | None
+) -> None:
+  """Writes run.json into a new workdir; from then on it is this run's.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  path = workdir / RECORD
+  if path.exists() or jax.process_index() > 0:
     return
   record = {
-    "config": flat,
+    "config": flatten(config),
     "init_from": init_from,
+    "processes": jax.process_count(),
     "seed": config.seed,
     "commit": _commit(),
     "versions": {
@@ -117,13 +138,12 @@ def check_run(
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
   }
-  if jax.process_index() == 0:
-    try:
-      new = path.with_suffix(".new")  # Others may be looking for the file.
-      new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-      new.rename(path)
-    except OSError as e:
-      raise UserError(f"{path}: could not be written ({e}).") from e
+  try:
+    new = path.with_suffix(".new")  # Others may be looking for the file.
+    new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    new.rename(path)
+  except OSError as e:
+    raise UserError(f"{path}: could not be written ({e}).") from e
 
 
 def model_operations(config: ModelConfig, length: int, noisy: int) -> float:

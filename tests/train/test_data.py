@@ -139,9 +139,13 @@ def test_only_the_answers_of_a_conversation_are_learned(start):
     ({"txt": "ants"}, "expected 'text'"),
     ({"text": ""}, "expected 'text'"),
     ({"messages": [{"role": "user", "content": "hi"}]}, "assistant's turn"),
+    (
+      {"messages": [{"role": r, "content": "9 " * 90} for r in ("user", "assistant")]},
+      "nothing to learn within a row of 64 tokens",
+    ),
     ({"messages": [{"role": "robot", "content": "hi"}]}, "role should be"),
   ],
-)
+)  # fmt: skip
 def test_a_malformed_line_is_named_or_counted(tmp_path, start, line, why):
   good = {"text": "2 cats and 3 dogs"}
   path = write_lines(tmp_path / "some.jsonl", [good, good, line, good])
@@ -169,7 +173,7 @@ def test_a_mask_token_in_the_data_is_an_error(start):
   with pytest.raises(
     UserError, match=f"document 7: holds the mask token {mask}"
   ):
-    data._encode(record, source, start)
+    data._encode(record, source, start, 64)
 
 
 def test_the_same_batches_for_any_number_of_processes(texts, start):

@@ -134,6 +134,34 @@ def test_blocks_are_drafted_with_the_lora_and_verified_without(
   np.testing.assert_allclose(loss * used, distill + cross, rtol=1e-4)
 
 
+def test_a_draft_sees_nothing_beyond_its_first_slot(tiny, rows, plan):
+  """From the first learned slot on, all is masked, as in decoding."""
+  hard = jnp.zeros(tiny.config.vocab_size, bool)
+  part, counts = drafter.prepare_drafter(
+    plan, plan.key(jnp.int32(0)), rows, hard
+  )
+  _, noisy, _ = part
+  used, beyond = 0, 0
+  for row in range(3):
+    learned, start = (np.asarray(x[row]) for x in (rows.supervised, rows.start))
+    for at in range(0, LENGTH, BLOCK):
+      one = lambda x, i=row, j=at: np.asarray(x)[i, j : j + BLOCK]
+      masked, place, seen = map(one, (noisy.masked, noisy.place, noisy.tokens))
+      if not masked.any():
+        continue
+      used += 1
+      first = masked.argmax()
+      assert first > 0 and masked[first:].all()
+      own = place < LENGTH
+      own &= start[np.minimum(place, LENGTH - 1)] == start[place[0]]
+      beyond += (masked & ~own).sum()
+      within = own & learned[np.minimum(place, LENGTH - 1)]
+      assert first == within[1:].argmax() + 1
+      assert (seen[first:] == plan.canvas.mask_id).all()
+      assert (seen[:first] == np.asarray(rows.tokens)[row, place[:first]]).all()
+  assert used == counts and beyond
+
+
 def test_a_few_steps_lower_the_loss_and_leave_the_model(
   tiny, rows, plan, ordinary
 ):

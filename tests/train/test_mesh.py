@@ -2,17 +2,19 @@
 
 import socket
 import subprocess
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import init_params
-from tests.train.runs import ROOT, command, environment, lines, run
-from train import mesh
+from tests.train.runs import ROOT, command, environment, lines, run, toy
+from train import mesh, settings
 from train.stack import stack_layers
 
 SIZES = {
@@ -85,6 +87,21 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
   np.testing.assert_allclose(found, alone, rtol=1e-5)
   assert open_checkpoint(str(tmp_path / "export")).load_params()
   assert "eval/linear_spec_accuracy" in lines(tmp_path)[-1]
+
+
+def test_a_tensor_axis_across_processes_is_refused(monkeypatch):
+  """Two processes of one device each, which would share every row."""
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  device = lambda i: types.SimpleNamespace(process_index=i)
+  devices = np.array([device(0), device(1)])
+  config = toy(data__shards=2)
+  grid = lambda *sizes: types.SimpleNamespace(
+    devices=devices.reshape(sizes),
+    shape=dict(zip(mesh.AXES, sizes, strict=True)),
+  )
+  settings.check_batch(config, grid(1, 2, 1))
+  with pytest.raises(UserError, match="tensor should lie within a process"):
+    settings.check_batch(config, grid(1, 1, 2))
 
 
 def test_every_large_array_lies_on_the_mesh_by_the_rules():

@@ -127,6 +127,7 @@ def test_steps_that_are_not_finite_are_skipped_and_stop_the_run(
   data.write_text('{"text": "w7 w8 w9 w10 w11 w12"}\n' * 8)
   config = toy(
     ar,
+    accumulate=1,
     optimizer__lr=float("inf"),
     optimizer__final_lr=float("inf"),
     max_bad_steps=3,
@@ -137,7 +138,7 @@ def test_steps_that_are_not_finite_are_skipped_and_stop_the_run(
   )
   workdir = tmp_path / "run"
   with pytest.raises(
-    UserError, match="the last 3 steps .* last good checkpoint"
+    UserError, match="3 steps in a row .* last good checkpoint"
   ):
     loop.train(config, workdir, str(tmp_path / "init"))
   last = lines(workdir)[-1]
@@ -215,6 +216,7 @@ def test_flags_that_cannot_be_are_told_in_one_line(config, change, why):
     ({"block_lengths": (8, 12), "length": 48, "noisy_length": 48}, "8 should divide the largest, 12"),
     ({"block_lengths": ()}, "should be positive numbers"),
     ({"count": "all"}, "count should be one of"),
+    ({"objective": "drafter"}, "draft and draft_known_first should be 1.0"),
     ({"steps": 0}, "steps should be a whole number of at least 1"),
     ({"data__source": ""}, "data.source should be"),
     ({"eval__modes": ("ar", "magic")}, "eval.modes should be among .* 'magic'"),

@@ -19,8 +19,9 @@ def get_config() -> ConfigDict:
   c.steps = 2_000
   # Rows per step, over all devices.
   c.batch_size = 64
-  # Turns in which a step's rows are computed, to save memory.
-  c.accumulate = 1
+  # Turns in which a step's rows are computed, to save memory; with so many,
+  # 1 row at a time on each of 8 devices.
+  c.accumulate = 8
   # Clean tokens per row: a multiple of every block length.
   c.length = 4096
   # Slots of noisy blocks per row; blocks beyond it are left out.
@@ -108,9 +109,9 @@ def get_config() -> ConfigDict:
 
   c.mesh = ConfigDict()
   # Devices along which the model is copied; -1: the rest.
-  c.mesh.data = -1
+  c.mesh.data = 1
   # Devices over which rows and parameters are split.
-  c.mesh.fsdp = 1
+  c.mesh.fsdp = -1
   # Devices over which heads, ffn and vocabulary are split.
   c.mesh.tensor = 1
 

@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
   c.steps = 10_000
   # Rows per step, over all devices.
   c.batch_size = 256
-  # Turns in which a step's rows are computed, to save memory.
-  c.accumulate = 1
+  # Turns in which a step's rows are computed, to save memory; with so many,
+  # 1 row at a time on each of 8 devices.
+  c.accumulate = 32
   # Clean tokens per row: a multiple of every block length.
   c.length = 16_384
   # Slots of noisy blocks per row; blocks beyond it are left out.

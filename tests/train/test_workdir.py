@@ -1,0 +1,129 @@
+"""What a workdir keeps: the best checkpoint, and nothing of a failed start."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from nemodiff_jax import api
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.lora import FOLDER
+from nemodiff_jax.nn.quantize import MARK
+from tests import helpers
+from tests.train.runs import lines, toy
+from train import loop
+
+METRIC = "eval/ar_accuracy"
+
+
+def steps_of(workdir) -> list[int]:
+  return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_the_best_checkpoint_is_kept_by_a_run_that_goes_on(
+  tmp_path, ordinary, monkeypatch
+):
+  """Accuracies 0.1, 0.9, 0.3, ...; the run is broken off after the third."""
+  config = toy(
+    checkpoint__best=METRIC,
+    checkpoint__keep=1,
+    checkpoint__every=100,
+    eval__every=1,
+    steps=5,
+  )
+  scores = iter((0.1, 0.9, 0.3, None, 0.2, 0.1))
+
+  def evaluate(run, state, frozen, questions):
+    score = next(scores)
+    if score is None:
+      raise KeyboardInterrupt
+    return {METRIC: score}, "a sample"
+
+  monkeypatch.setattr(loop, "_evaluate", evaluate)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, tmp_path)
+  assert steps_of(tmp_path) == [2, 3]
+  loop.train(config, tmp_path)
+  assert steps_of(tmp_path) == [2, 5]
+
+
+def test_metrics_on_a_full_disk_name_the_last_good_checkpoint(
+  tmp_path, ordinary
+):
+  """The file of metrics cannot grow any more."""
+  config = toy(steps=2, checkpoint__every=1)
+  loop.train(config, tmp_path)
+  (tmp_path / "checkpoints" / "2").rename(tmp_path / "later")
+  size = 1 << 20  # The checkpoint's files are smaller.
+  with (tmp_path / "metrics.jsonl").open("ab") as file:
+    file.write(b"\n" * size)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    with pytest.raises(UserError, match="a file could not be used") as e:
+      loop.train(config, tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert f"checkpoint is {tmp_path / 'checkpoints' / '1'}" in str(e.value)
+
+
+def test_a_start_that_failed_leaves_the_workdir_free(tiny, tmp_path, ordinary):
+  helpers.write_checkpoint(tmp_path / "init", tiny)
+  workdir, init = tmp_path / "run", str(tmp_path / "init")
+  with pytest.raises(UserError, match="expected a file of JSON lines"):
+    loop.train(toy(data__source="absent.jsonl"), workdir, init)
+  with pytest.raises(UserError, match="--init_from should name"):
+    loop.train(toy(data__source="absent.jsonl"), workdir)
+  loop.train(toy(steps=1), workdir)
+
+
+def test_a_workdir_that_is_none_is_told(tmp_path, ordinary):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="file/run: could not be made"):
+    loop.train(toy(), tmp_path / "file" / "run")
+  (tmp_path / "run.json").write_text("[]")
+  with pytest.raises(UserError, match="run.json: not the record of a run"):
+    loop.train(toy(), tmp_path)
+
+
+def test_quantised_weights_are_no_start(folder, tmp_path, ordinary):
+  config = json.loads((folder / "config.json").read_text())
+  config["quantization_config"] = MARK
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="its weights are int8; training starts"):
+    loop.train(toy(data__source="x"), tmp_path / "run", str(tmp_path))
+
+
+def test_the_drafter_is_trained_evaluated_gone_on_with_and_exported(
+  tmp_path, ordinary
+):
+  loop.train(toy(steps=1), tmp_path / "base", None, tmp_path / "model")
+  config = toy(
+    objective="drafter",
+    corruption__draft=1.0,
+    corruption__draft_known_first=1.0,
+    drafter__rank=4,
+    steps=4,
+    eval__every=4,
+    eval__questions=1,
+    eval__max_new_tokens=8,
+    eval__modes=("ar", "linear_spec"),
+  )
+  init, workdir = str(tmp_path / "model"), tmp_path / "run"
+  whole = loop.train(config, workdir, init, tmp_path / "both")
+  assert "eval/linear_spec_tokens_per_forward" in lines(workdir)[-1]
+  (workdir / "checkpoints" / "4").rename(tmp_path / "later")
+  again = loop.train(config, workdir, init)
+  for name in "ab":
+    lora = whole.params["lora"][name]
+    assert np.asarray(lora).any()
+    np.testing.assert_array_equal(lora, again.params["lora"][name])
+  assert (tmp_path / "both" / FOLDER).is_dir()
+  outputs = api.generate(
+    api.load(str(tmp_path / "both")),
+    ["What is 2 + 3?"] * 2,
+    mode="linear_spec",
+    max_new_tokens=8,
+  )
+  assert len(outputs) == 2
