@@ -108,7 +108,7 @@ def last_losses(folder: Path) -> list[float]:
 
 
 def measure(folder: Path, changes: dict) -> dict[str, float]:
-  kept = folder / "found.json"
+  kept = folder / f"found_{_QUESTIONS.value}.json"
   if kept.exists():
     return json.loads(kept.read_text())
   model = api.load(str(train(folder, changes)))
@@ -130,7 +130,8 @@ def main(_) -> None:
   print("|---" * (len(MODES) + 3) + "|")
   runs = CORRUPTIONS if _PART.value == "corruption" else RUNS
   for name, changes in runs.items():
-    folder = Path(_WORKDIR.value) / re.sub(r"\W+", "_", name)
+    label = re.sub(r"\W+", "_", name)
+    folder = Path(_WORKDIR.value) / f"{label}_{steps()}"
     found = measure(folder, changes)
     cells = [f"{loss:.3f}" for loss in last_losses(folder)]
     cells += [

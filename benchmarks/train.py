@@ -1,7 +1,9 @@
 """Speed and memory of training, ratios in one run.
 
     .venv/bin/python -m benchmarks.train --part=cpu    the joint step and torch's
-    .venv/bin/python -m benchmarks.train --part=aot    memory, compiled for H200
+    JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.train --part=aot
+                                                       memory, compiled for H200
+    .venv/bin/python -m benchmarks.train --part=mfu    the 3B shape on a GPU
 
 cpu: the joint step (forward, backward, AdamW) in float32 and the same step in
 torch with a dense mask, the same parameters and the same batch, in turn. The
@@ -9,6 +11,11 @@ losses of the first step must agree. PEER_PYTHON names a Python that has torch.
 
 aot: temporary memory by XLA's own account, compiled for an H200 that is not
 there; nothing runs.
+
+mfu: one row of 4096 + 4096 tokens a step, random weights, float32 masters,
+bfloat16 computation, full remat; operations of the model without recomputation
+(`train.watch.model_operations`) over the device's peak. --size=tiny runs the
+same code anywhere.
 """
 
 import json
@@ -30,13 +37,17 @@ from absl import app, flags
 
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig, preset
 from nemodiff_jax.nn.model import Params, init_params
+from train import watch
 from train.corruption import Canvas, Corruption, Rows
 from train.losses import Joint, token_losses
 from train.optimizer import make_optimizer
 from train.stack import Stack, stack_layers
 from train.step import Plan, init_state, loss_joint, make_step, prepare_joint
 
-_PART = flags.DEFINE_enum("part", "cpu", ["cpu", "aot"], "What to measure.")
+_PART = flags.DEFINE_enum(
+  "part", "cpu", ["cpu", "aot", "mfu"], "What to measure."
+)
+_SIZE = flags.DEFINE_string("size", "3b", "Of --part=mfu.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Timed steps of each.")
 
 SMALL = ModelConfig(
@@ -190,9 +201,9 @@ def aot() -> None:
     )
   config = preset("8b")
   made = plan(config, 4096, bf16, "full")
-  params = jax.eval_shape(
+  params = lambda dtype: jax.eval_shape(
     lambda: stack_layers(
-      init_params(config, jax.random.key(0), bf16), config.num_layers
+      init_params(config, jax.random.key(0), dtype), config.num_layers
     )
   )
   hard = shape(jnp.bool_, config.vocab_size)
@@ -202,13 +213,45 @@ def aot() -> None:
     part = prepare_joint(made, made.key(jnp.int32(0)), batch, hard)
     return jax.grad(lambda p: loss_joint(made, p, {}, part)[0])(params)
 
-  temporary(
-    "8B, 4096 clean tokens (8192 rows), full remat, bf16 parameters and"
-    " gradients besides",
-    gradient,
-    params,
-    batch,
-    hard,
+  for dtype in (bf16, jnp.float32):
+    temporary(
+      "8B, 4096 clean tokens (8192 rows), full remat, computed in bfloat16,"
+      f" {jnp.dtype(dtype)} parameters and gradients besides",
+      gradient,
+      params(dtype),
+      batch,
+      hard,
+    )
+
+
+def mfu() -> None:
+  config = preset(_SIZE.value)
+  length = 4096 if _SIZE.value != "tiny" else 64
+  made = plan(config, length, jnp.bfloat16, "full")
+
+  def begin() -> Params:
+    params = init_params(config, jax.random.key(0))
+    return stack_layers(params, config.num_layers)
+
+  shapes = jax.eval_shape(begin)
+  optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, shapes)
+  state = jax.jit(lambda: init_state(optimizer, begin()))()
+  step = make_step(made, optimizer)
+  batch, hard = rows(config, 1, length), jnp.zeros(config.vocab_size, bool)
+  seconds = []
+  for _ in range(_STEPS.value + 2):  # Two of them warm up.
+    start = time.perf_counter()
+    state, metrics = step(state, {}, batch, hard)
+    jax.block_until_ready(metrics)
+    seconds.append(time.perf_counter() - start)
+  each = statistics.median(seconds[2:])
+  rate = watch.model_operations(config, length, length) / each
+  peak = watch.peak_operations()
+  share = "peak unknown" if peak is None else f"MFU {100 * rate / peak:.1f} %"
+  print(
+    f"{jax.devices()[0].device_kind}, {_SIZE.value}, 1 row of {length} +"
+    f" {length}: {1e3 * each:.1f} ms a step, {length / each:.0f} clean tokens/s,"
+    f" {rate / 1e12:.3f} TFLOP/s, {share}, {watch.memory_gib():.1f} GiB"
   )
 
 
@@ -217,7 +260,7 @@ def main(_) -> None:
     f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores {platform.machine()},"
     f" Python {platform.python_version()}, jax {jax.__version__}"
   )
-  cpu() if _PART.value == "cpu" else aot()
+  {"cpu": cpu, "aot": aot, "mfu": mfu}[_PART.value]()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def test_attention_benchmark_runs():
 
 
 @pytest.mark.slow
+def test_training_benchmark_runs():
+  text = output("benchmarks.train", "--part=mfu", "--size=tiny", "--steps=1")
+  assert "ms a step" in text and "peak unknown" in text
+
+
+@pytest.mark.slow
 def test_decode_benchmark_runs():
   text = output("benchmarks.decode_gpu", "--size=tiny")
   assert text.splitlines()[1].startswith("measured: copy ")
