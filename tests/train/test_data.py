@@ -224,6 +224,14 @@ def test_shards_hold_what_the_lines_say(texts, tmp_path, start):
   assert found[0]["supervised"].any()
 
 
+def test_data_that_is_too_little_or_has_no_end_is_an_error(texts, start):
+  with pytest.raises(UserError, match="has only 40 records"):
+    batches(config_of(texts, shards=41), start)
+  endless = dataclasses.replace(start.config, eos_ids=())
+  with pytest.raises(UserError, match="training needs an eos_token_id"):
+    batches(config_of(texts), Start(endless, start.checkpoint, False))
+
+
 def test_unusable_shards_are_named(texts, tmp_path, start):
   folder = tmp_path / "shards"
   write_shard(texts, None, folder, "error")
@@ -238,6 +246,12 @@ def test_unusable_shards_are_named(texts, tmp_path, start):
     Shards(folder, 320)
   with pytest.raises(UserError, match="found none"):
     Shards(tmp_path, 320)
+  ends.write_bytes(b"no array")
+  with pytest.raises(UserError, match="not a readable shard"):
+    Shards(folder, 320)
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="could not be written"):
+    write_shard(texts, None, tmp_path / "file" / "shards", "error")
   conversation = write_lines(tmp_path / "chat.jsonl", [{"messages": []}])
   with pytest.raises(UserError, match="shards hold no conversations"):
     write_shard(conversation, None, folder, "error")

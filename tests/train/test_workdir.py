@@ -87,6 +87,21 @@ def test_a_workdir_that_is_none_is_told(tmp_path, ordinary):
     loop.train(toy(), tmp_path)
 
 
+def test_files_that_cannot_be_read_or_written_are_named(tmp_path, ordinary):
+  config, workdir = toy(steps=2), tmp_path / "run"
+  (workdir / "run.new").mkdir(parents=True)
+  with pytest.raises(UserError, match="run.json: could not be written"):
+    loop.train(config, workdir)
+  (workdir / "run.new").rmdir()
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="file/export: could not be written"):
+    loop.train(config, workdir, None, tmp_path / "file" / "export")
+  for part in (workdir / "checkpoints" / "2" / "data").iterdir():
+    part.unlink()
+  with pytest.raises(UserError, match="does not fit this run"):
+    loop.train(config, workdir)
+
+
 def test_quantised_weights_are_no_start(folder, tmp_path, ordinary):
   config = json.loads((folder / "config.json").read_text())
   config["quantization_config"] = MARK
