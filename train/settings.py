@@ -78,6 +78,13 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.data.source should be 'arithmetic', JSONL files with commas"
       " between, or a folder of shards; got ''."
     )
+  best, kinds = config.checkpoint.best, ("accuracy", "tokens_per_forward")
+  metrics = [f"eval/{m}_{kind}" for m in config.eval.modes for kind in kinds]
+  if best and (best not in metrics or not config.eval.every):
+    raise UserError(
+      "config.checkpoint.best should be '' or, with eval.every, one of"
+      f" {metrics}, got {best!r}."
+    )
   how = config.corruption
   if config.objective == "drafter" and (
     how.draft < 1 or how.draft_known_first < 1

@@ -217,6 +217,8 @@ def test_flags_that_cannot_be_are_told_in_one_line(config, change, why):
     ({"block_lengths": ()}, "should be positive numbers"),
     ({"count": "all"}, "count should be one of"),
     ({"objective": "drafter"}, "draft and draft_known_first should be 1.0"),
+    ({"checkpoint__best": "eval/ar_accuracy"}, "should be '' or, with eval.every"),
+    ({"checkpoint__best": "ar", "eval__every": 1}, "one of .*eval/ar_accuracy.*, got 'ar'"),
     ({"steps": 0}, "steps should be a whole number of at least 1"),
     ({"data__source": ""}, "data.source should be"),
     ({"eval__modes": ("ar", "magic")}, "eval.modes should be among .* 'magic'"),
