@@ -45,6 +45,11 @@ def ar_to_trimode(
     side_files = lambda folder: write_tokenizer(gguf, folder)
   else:
     opened = open_checkpoint(source)
+    if opened.scheme != "none":
+      raise UserError(
+        f"{opened.folder}: its weights are {opened.scheme}; a tri-mode"
+        " checkpoint is made from the one that they were made from."
+      )
     config, items = opened.config, _released(opened, dtype)
     side_files = lambda folder: folders.copy_side_files(opened.folder, folder)
   untied = dataclasses.replace(

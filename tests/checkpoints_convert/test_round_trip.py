@@ -20,6 +20,7 @@ STEMS = {
   "released": ("encoder.", "diffusion_head.weight"),
   "ministral3": ("model.", "lm_head.weight"),
   "multimodal": ("language_model.model.", "language_model.lm_head.weight"),
+  "newer multimodal": ("model.language_model.", "lm_head.weight"),
 }
 
 
@@ -42,7 +43,7 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   rename = lambda n: head if n[0] == "d" else n.replace("encoder.", stem)
   for path in folder.glob("*.safetensors"):
     tensors = {rename(n): v for n, v in load_file(path).items()}
-    if layout == "multimodal" and "-00002-" not in path.name:
+    if layout.endswith("multimodal") and "-00002-" not in path.name:
       tensors["vision_tower.patch.weight"] = np.ones((2, 3), np.float16)
     save_file(tensors, path)
   index = folder / "model.safetensors.index.json"
@@ -52,7 +53,7 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   if layout != "released":
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "ministral3"
-    if layout == "multimodal":
+    if layout.endswith("multimodal"):
       config = {"model_type": "mistral3", "text_config": config}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -72,6 +73,7 @@ def assert_same_beside(a, b):
     ("released", 3, np.float32),
     ("ministral3", 2, np.float16),
     ("multimodal", 2, ml_dtypes.bfloat16),
+    ("newer multimodal", 1, np.float32),
   ],
 )
 def test_round_trip_is_byte_equal(tmp_path, tiny, layout, shards, dtype):
