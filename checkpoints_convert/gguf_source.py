@@ -126,7 +126,8 @@ class Gguf:
   def _read(self, name: str, dtype: np.dtype) -> np.ndarray:
     tensor = self._tensors[name]
     value = self._gguf.dequantize(tensor.data, tensor.tensor_type)
-    convert.check_finite(value, f"{self.path}: tensor {name!r}")
+    what = f"{self.path}: tensor {name!r}"
+    convert.check_finite(value, what)
     heads = {
       "q_proj.weight": self.config.num_heads,
       "k_proj.weight": self.config.num_kv_heads,
@@ -134,7 +135,7 @@ class Gguf:
     for end, count in heads.items():
       if name.endswith(end):
         value = unpermute(value, count)
-    return value.astype(dtype, copy=False)
+    return convert.cast(value, dtype, what)
 
 
 def unpermute(value: np.ndarray, heads: int) -> np.ndarray:

@@ -21,7 +21,8 @@ def write_tokenizer(source: Gguf, folder: Path) -> None:
     UserError: a tokenizer of a kind that is not known here.
   """
   tokens = source.get("tokenizer.ggml.tokens")
-  _tokenizer(source, tokens).save(str(folder / "tokenizer.json"))
+  made = _tokenizer(source, tokens).to_str()
+  (folder / "tokenizer.json").write_text(made, encoding="utf-8")
   config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
   for theirs, ours in _NAMES.items():
     at = source.get(f"tokenizer.ggml.{theirs}_token_id")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import compare, convert, folders, trimode
+from checkpoints_convert import compare, convert, folders, lazy, trimode
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
@@ -127,7 +127,9 @@ def test_existing_target_is_replaced_only_when_asked(source, tmp_path):
 def test_what_is_no_checkpoint_is_never_replaced(source, tmp_path):
   (tmp_path / "target").mkdir()
   (tmp_path / "target" / "thesis.txt").write_text("mine")
-  with pytest.raises(UserError, match="is no checkpoint folder, so it is not"):
+  with pytest.raises(
+    UserError, match=r"is no checkpoint folder .*, so it is not"
+  ):
     convert.convert(
       str(source), str(tmp_path / "target"), convert.to_hf, overwrite=True
     )
@@ -240,6 +242,20 @@ def test_verify_tells_what_differs(source, tmp_path, tiny):
   assert found[1] == f"{KERNEL}: {changed}"
   assert found[2] == f"{NORM}: [48] float32 and [48] float16"
   assert found[3] == f"{NORM}: {changed}"
+
+
+@pytest.mark.parametrize("block", [1, 10, 2**20])
+def test_differences_and_nan_are_found_in_blocks(monkeypatch, block):
+  monkeypatch.setattr(lazy, "_BLOCK", block)
+  x = np.arange(24, dtype=np.float32).reshape(6, 2, 2)
+  x[0, 0, 1] = np.nan
+  y = x.copy()
+  y[[3, 5], 1, 0] = 7, np.nan
+  found = compare._first_difference(x, y)
+  assert found == "2 of 24 values, first at [3, 1, 0]: 14 and 7"
+  assert compare._first_difference(x, x) == "bytes differ, values do not"
+  with pytest.raises(UserError, match=r"x holds NaN or Inf at \[4, 1, 0\]"):
+    convert.check_finite(y[1:], "x")
 
 
 def test_verify_tells_of_other_configs(source, tmp_path):

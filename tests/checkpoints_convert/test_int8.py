@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import compare, convert, trimode
+from checkpoints_convert import compare, convert, int8, lazy, trimode
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.io.lora import read_peft
+from nemodiff_jax.nn.quantize import quantize_kernel
 from nemodiff_jax.nn.sharding import make_mesh
 from tests import helpers
 from tests.checkpoints_convert.test_round_trip import STEMS, write_source
@@ -89,6 +90,19 @@ def test_every_layout_keeps_its_names(tmp_path, tiny, layout):
   assert not list(compare.compare(*pair, None))
   names = load_file(hf / "model.safetensors").keys()
   assert {STEMS[layout][1], STEMS[layout][1] + "_scale"} <= names
+
+
+@pytest.mark.parametrize("block", [1, 3 * 48, 11 * 48, 32 * 48, 10**9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_of_channels_give_the_same_bits(monkeypatch, block, dtype):
+  monkeypatch.setattr(lazy, "_BLOCK", block)
+  kernel = np.random.default_rng(0).standard_normal((67, 48))
+  kernel = np.asarray(kernel * np.exp(kernel[:, :1] * 9), jnp.dtype(dtype))
+  expect = quantize_kernel(jnp.asarray(kernel.T))
+  got, scale = (part.read() for part in int8.quantized(lazy.lazy(kernel)))
+  assert got.dtype == np.int8 and scale.dtype == np.float32
+  np.testing.assert_array_equal(got, np.asarray(expect["kernel"]).T)
+  np.testing.assert_array_equal(scale, np.asarray(expect["scale"]))
 
 
 def test_what_needs_the_full_precision_is_refused(folders8):

@@ -1,6 +1,8 @@
 """Conversions killed at random points, and the commands as processes."""
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -124,9 +126,9 @@ def test_what_a_kill_left_of_the_older_target_is_no_obstacle(two):
   assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
 
 
-def run(command, *flags):
+def run(command, *flags, **how):
   line = [sys.executable, "-m", f"checkpoints_convert.{command}", *flags]
-  return subprocess.run(line, capture_output=True, text=True)
+  return subprocess.run(line, capture_output=True, text=True, **how)
 
 
 def test_commands_and_their_exit_codes(two):
@@ -144,6 +146,18 @@ def test_commands_and_their_exit_codes(two):
   assert done.returncode == 2
   assert "[48] float32 and [48] bfloat16\ndiffer" in done.stdout
   assert done.stdout.endswith("\ndifferent\n")
+
+
+def test_a_full_disk_is_told_in_one_line(two):
+  """A limit on the size of files stands for it."""
+  pair = f"--source={two / 'source'}", f"--target={two / 'new'}"
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = run("hf_to_orbax", *pair, preexec_fn=limit, env=env)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: {two / 'new'}: could not be written")
+  assert done.stderr.count("\n") == 1
+  assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
 
 
 @pytest.mark.slow

@@ -39,12 +39,15 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   helpers.write_tokenizer(folder, tiny.config)
   (folder / "generation_config.json").write_text('{ "top_p": 0.9 }')
   (folder / "chat_template.jinja").write_text("{{ messages }}\r\n")
+  for name in ("LICENSE", "figure.png", "recipe.yaml", "tokenizer.model.v3"):
+    (folder / name).write_bytes(b"\x89" + name.encode())
   stem, head = STEMS[layout]
   rename = lambda n: head if n[0] == "d" else n.replace("encoder.", stem)
   for path in folder.glob("*.safetensors"):
     tensors = {rename(n): v for n, v in load_file(path).items()}
     if layout.endswith("multimodal") and "-00002-" not in path.name:
       tensors["vision_tower.patch.weight"] = np.ones((2, 3), np.float16)
+      tensors["vision_tower.scale"] = np.array(2, np.float32)
     save_file(tensors, path)
   index = folder / "model.safetensors.index.json"
   if index.exists():

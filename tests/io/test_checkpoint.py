@@ -156,7 +156,7 @@ def test_index_that_names_the_wrong_shard_or_another_folder(broken):
   fails(broken, f"{other}: tensor '{name}' should be here")
   index["weight_map"][name] = "../" + file
   path.write_text(json.dumps(index))
-  fails(broken, "should be the name of a file beside it")
+  fails(broken, "index.json: .*should be the name of a .safetensors file")
 
 
 @pytest.fixture
