@@ -12,6 +12,7 @@ from jaxtyping import Float
 from checkpoints_convert.hf_folder import bytes_of
 from checkpoints_convert.lazy import row_blocks
 from checkpoints_convert.names import released_name
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.orbax import whole_manifest
 from nemodiff_jax.nn.config import ModelConfig
@@ -69,11 +70,19 @@ def compare_tensors(a: Checkpoint, b: Checkpoint) -> list[str]:
 
 
 def compare_logits(a: Checkpoint, b: Checkpoint, prompt: str) -> list[str]:
-  """The largest difference of the logits of a prompt, if there is any."""
+  """The largest difference of the logits of a prompt, if there is any.
+
+  Raises:
+    UserError: a prompt without tokens.
+  """
   if a.tokenizer is not None:
     ids = a.tokenizer.encode(prompt)
   else:
     ids = [i % a.config.vocab_size for i in range(8)]
+  if not ids:
+    raise UserError(
+      f"the prompt should be of one token at least, got {prompt!r}."
+    )
   x, y = (prompt_logits(c.config, c.load_params(), ids) for c in (a, b))
   largest = float(np.abs(x - y).max())
   print(f"logits of {len(ids)} tokens: largest difference {largest:g}")

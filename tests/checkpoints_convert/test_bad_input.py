@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import compare, convert, folders, lazy, trimode
@@ -104,7 +105,8 @@ def test_config_of_another_architecture(source):
 def test_lora_for_another_size(source, tiny):
   wrong = [(a[:, :-1], b) for a, b in tiny.lora]
   helpers.write_lora(source / "linear_spec_lora", wrong, 8.0)
-  fails(source, "layer 0 should have .*another model", merge_lora="own")
+  for merge_lora in ("own", None):  # Nor is it carried along.
+    fails(source, "layer 0 should have .*another mo", merge_lora=merge_lora)
 
 
 def test_lora_that_is_not_there(source):
@@ -273,3 +275,13 @@ def test_verify_compares_logits(source, capsys):
   opened = open_checkpoint(str(source))
   assert not list(compare.compare(opened, opened, "any"))
   assert "logits of 8 tokens: largest difference 0" in capsys.readouterr().out
+
+
+def test_verify_needs_a_prompt(source):
+  model = tokenizers.models.WordLevel({"w9": 9}, unk_token="w9")
+  tokenizers.Tokenizer(model).save(str(source / "tokenizer.json"))
+  opened = open_checkpoint(str(source))
+  with pytest.raises(
+    UserError, match="should be of one token at least, got ''"
+  ):
+    list(compare.compare(opened, opened, ""))
