@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -126,9 +125,9 @@ def test_what_a_kill_left_of_the_older_target_is_no_obstacle(two):
   assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
 
 
-def run(command, *flags, **how):
+def run(command, *flags, before=(), **how):
   line = [sys.executable, "-m", f"checkpoints_convert.{command}", *flags]
-  return subprocess.run(line, capture_output=True, text=True, **how)
+  return subprocess.run([*before, *line], capture_output=True, text=True, **how)
 
 
 def test_commands_and_their_exit_codes(two):
@@ -151,9 +150,9 @@ def test_commands_and_their_exit_codes(two):
 def test_a_full_disk_is_told_in_one_line(two):
   """A limit on the size of files stands for it."""
   pair = f"--source={two / 'source'}", f"--target={two / 'new'}"
-  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+  limit = ("bash", "-c", 'ulimit -f 12; exec "$@"', "bash")
   env = os.environ | {"JAX_PLATFORMS": "cpu"}
-  done = run("hf_to_orbax", *pair, preexec_fn=limit, env=env)
+  done = run("hf_to_orbax", *pair, before=limit, env=env)
   assert done.returncode == 2
   assert done.stderr.startswith(f"error: {two / 'new'}: could not be written")
   assert done.stderr.count("\n") == 1
