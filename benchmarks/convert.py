@@ -3,8 +3,8 @@
     python benchmarks/convert.py [3b|8b|14b|tiny] [FOLDER]
 
 Writes random bfloat16 weights of that size to FOLDER (default: a temporary
-one; three times the checkpoint must fit), converts them to Orbax and back, and
-verifies both. Every step is a process of its own, watched from outside:
+one; three and a half times the checkpoint must fit), converts them to Orbax, to
+Orbax in int8, and back, and verifies what should be the same. Every step is a process of its own, watched from outside:
 `private` is its largest RssAnon, `resident` its VmHWM, which also counts pages
 of mapped files. The bound is 1 GiB plus twice the largest tensor.
 """
@@ -89,6 +89,7 @@ def main() -> None:
     pair = lambda a, b: (f"--source={a}", f"--target={b}")
     for name, command in {
       "hf_to_orbax": pair(hf, orbax_dir),
+      "hf_to_orbax, int8": (*pair(hf, f"{root}/int8"), "--quantize=int8"),
       "orbax_to_hf": pair(orbax_dir, back),
       "verify, Orbax": (*pair(hf, orbax_dir), "--nologits"),
       "verify, back": (*pair(hf, back), "--nologits"),

@@ -1,5 +1,6 @@
 """Flags of the converters, and how they end: 0, or 2 with one line."""
 
+import functools
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,17 +31,25 @@ DRY_RUN = flags.DEFINE_bool(
 OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace a checkpoint that is at the target."
 )
-MERGE_LORA = flags.DEFINE_string(
-  "merge_lora",
-  None,
-  "PEFT folder to add to the base weights; 'own': the source's"
-  " linear_spec_lora.",
-)
 DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
 
+@functools.cache
+def define_merge_lora() -> flags.FlagHolder[str | None]:
+  """Defines --merge_lora, for the commands that can merge."""
+  return flags.DEFINE_string(
+    "merge_lora",
+    None,
+    "PEFT folder to add to the base weights; 'own': the source's"
+    " linear_spec_lora.",
+  )
+
+
 def convert_checkpoint(
-  layout: convert.Layout, shard_size: int | None = None, scheme: str = "none"
+  layout: convert.Layout,
+  merge_lora: str | None,
+  shard_size: int | None = None,
+  scheme: str = "none",
 ) -> int:
   """Converts --source to --target; returns the exit code."""
   convert.convert(
@@ -50,7 +59,7 @@ def convert_checkpoint(
     dtype=DTYPE.value,
     shard_size=shard_size,
     scheme=scheme,
-    merge_lora=MERGE_LORA.value,
+    merge_lora=merge_lora,
     overwrite=OVERWRITE.value,
     dry_run=DRY_RUN.value,
   )

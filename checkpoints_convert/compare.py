@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from checkpoints_convert.hf_folder import bytes_of
+from checkpoints_convert.lazy import row_blocks
 from checkpoints_convert.names import released_name
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
-from nemodiff_jax.io.orbax import read_manifest
+from nemodiff_jax.io.orbax import whole_manifest
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params, Transformer, head
@@ -68,11 +70,19 @@ def compare_tensors(a: Checkpoint, b: Checkpoint) -> list[str]:
 
 
 def compare_logits(a: Checkpoint, b: Checkpoint, prompt: str) -> list[str]:
-  """The largest difference of the logits of a prompt, if there is any."""
+  """The largest difference of the logits of a prompt, if there is any.
+
+  Raises:
+    UserError: a prompt without tokens.
+  """
   if a.tokenizer is not None:
     ids = a.tokenizer.encode(prompt)
   else:
     ids = [i % a.config.vocab_size for i in range(8)]
+  if not ids:
+    raise UserError(
+      f"the prompt should be of one token at least, got {prompt!r}."
+    )
   x, y = (prompt_logits(c.config, c.load_params(), ids) for c in (a, b))
   largest = float(np.abs(x - y).max())
   print(f"logits of {len(ids)} tokens: largest difference {largest:g}")
@@ -111,7 +121,7 @@ class _Side:
     self.folder = opened.folder
     self._tensors, _ = opened.match_tensors()
     self.names = {released_name(n): n for n in self._tensors.files}
-    manifest = read_manifest(opened.folder)
+    manifest = whole_manifest(opened.folder, self._tensors.files)
     self.sums = {released_name(n): t["sha256"] for n, t in manifest.items()}
 
   def kind(self, name: str) -> str:
@@ -127,15 +137,20 @@ class _Side:
 
 
 def _first_difference(x: np.ndarray, y: np.ndarray) -> str:
-  x, y = (v.astype(np.float32) for v in (x, y))
-  bad = np.argwhere((x != y) & ~(np.isnan(x) & np.isnan(y)))
-  if not len(bad):
+  """How many values differ, and the first of them."""
+  size, x, y = x.size, np.atleast_1d(x), np.atleast_1d(y)
+  count, first = 0, ""
+  for rows in row_blocks(x.shape):
+    a, b = x[rows].astype(np.float32), y[rows].astype(np.float32)
+    bad = (a != b) & ~(np.isnan(a) & np.isnan(b))
+    if not first and bad.any():
+      at = np.unravel_index(bad.argmax(), bad.shape)
+      place = [rows.start + int(at[0]), *map(int, at[1:])]
+      first = f"first at {place}: {a[at]:g} and {b[at]:g}"
+    count += np.count_nonzero(bad)
+  if not count:
     return "bytes differ, values do not"
-  at = tuple(bad[0])
-  return (
-    f"{len(bad)} of {x.size} values, first at {bad[0].tolist()}: {x[at]:g} and"
-    f" {y[at]:g}"
-  )
+  return f"{count} of {size} values, {first}"
 
 
 def _changes(a: Any, b: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,16 @@ import tqdm
 from absl import logging
 
 from checkpoints_convert import folders, hf_folder, int8
-from checkpoints_convert.lazy import Lazy
+from checkpoints_convert.lazy import Lazy, row_blocks
 from checkpoints_convert.names import Tensor
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import Peft, read_peft
-from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, read_manifest
+from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, whole_manifest
 
 _UNITS = ("B", "kB", "MB", "GB")
-_STEP = 2**22  # Elements checked at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,11 @@ def convert(
     UserError: the source cannot be read, or the target not written.
   """
   opened = open_checkpoint(source)
-  own = opened.folder / LORA_FOLDER
-  lora = own if merge_lora == "own" else merge_lora and Path(merge_lora)
-  peft = read_peft(lora, opened.config) if lora else None
+  peft = None
+  if merge_lora is not None:
+    own = opened.folder / LORA_FOLDER
+    lora = own if merge_lora == "own" else Path(merge_lora).expanduser()
+    peft = read_peft(lora, opened.config)
   items = plan(opened, dtype, peft)
   quantize = opened.scheme != scheme == "int8"
   if quantize:
@@ -87,14 +89,14 @@ def convert(
     items = reshard(items, shard_size)
 
   def beside(folder: Path) -> None:
-    folders.copy_side_files(opened.folder, folder, lora=peft is None)
+    folders.copy_side_files(opened, folder, lora=peft is None)
     if quantize:
       int8.mark(folder)
 
-  folders.check_apart(opened.folder, Path(target))
+  written = Path(target).expanduser()
+  folders.check_apart(opened.folder, written)
   print(f"{source} -> {target}\n{summary(items, layout)}")
-  if not dry_run:
-    build(Path(target), items, layout, beside, overwrite)
+  build(written, items, layout, beside, overwrite, dry_run)
 
 
 def plan(
@@ -117,7 +119,8 @@ def plan(
       " merge needs the checkpoint it was made from."
     )
   tensors, wanted = opened.match_tensors()
-  table, manifest = opened.table, read_manifest(opened.folder)
+  table = opened.table
+  manifest = whole_manifest(opened.folder, tensors.files)
   order = {name: i for i, name in enumerate(table)}
   place = lambda name: order.get(wanted.get(name, ""), len(order))
   items = []
@@ -129,10 +132,12 @@ def plan(
 
     def read(name=name, released=released, stored=stored):
       ((_, value),) = tensors.read([name])
-      check_finite(value, f"{tensors.files[name]}: tensor {name!r}")
+      what = f"{tensors.files[name]}: tensor {name!r}"
+      check_finite(value, what)
       if merge and released and released.endswith("o_proj.weight"):
         value = _merged(value, merge, int(released.split(".")[2]))
-      return value.astype(stored, copy=False)
+        check_finite(value, what, "so large is what the LoRA adds")
+      return cast(value, stored, what)
 
     items.append(
       Item(
@@ -192,6 +197,7 @@ def build(
   layout: Layout,
   beside: Callable[[Path], None],
   overwrite: bool = False,
+  dry_run: bool = False,
 ) -> None:
   """Writes a folder that appears whole or not at all.
 
@@ -201,10 +207,16 @@ def build(
     layout: `to_orbax` or `to_hf`.
     beside: writes config, tokenizer and the like into a folder.
     overwrite: replace an older checkpoint.
+    dry_run: only try what does not take the tensors.
 
   Raises:
     UserError: the target may not or cannot be written, or an item not read.
   """
+  if dry_run:
+    folders.check_target(target, overwrite)
+    with tempfile.TemporaryDirectory() as folder:
+      beside(Path(folder))
+    return
   total = sum(item.value.nbytes for item in items)
   try:
     with folders.new_folder(target, overwrite) as folder:
@@ -248,15 +260,31 @@ def sized(count: int) -> str:
   return f"{count / 1000**power:.4g} {_UNITS[power]}"
 
 
-def check_finite(value: np.ndarray, what: str) -> None:
+def check_finite(
+  value: np.ndarray, what: str, so: str = "the checkpoint is damaged"
+) -> None:
   """Raises a UserError that names the first NaN or Inf, if there is one."""
-  flat = value.reshape(-1, order="A")
-  for start in range(0, flat.size, _STEP):
-    if not np.isfinite(flat[start : start + _STEP]).all():
-      bad = np.argwhere(~np.isfinite(value))[0]
-      raise UserError(
-        f"{what} holds NaN or Inf at {bad.tolist()}; the checkpoint is damaged."
-      )
+  value = np.atleast_1d(value)
+  for rows in row_blocks(value.shape):
+    bad = ~np.isfinite(value[rows])
+    if bad.any():
+      at = np.unravel_index(bad.argmax(), bad.shape)
+      place = [rows.start + int(at[0]), *map(int, at[1:])]
+      raise UserError(f"{what} holds NaN or Inf at {place}; {so}.")
+
+
+def cast(value: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+  """The value in another dtype.
+
+  Raises:
+    UserError: a number is too large for it.
+  """
+  if value.dtype == dtype:
+    return value
+  with np.errstate(over="ignore"):
+    value = value.astype(dtype)
+  check_finite(value, what, f"the number there is too large for {dtype}")
+  return value
 
 
 def _quantized(items: Sequence[Item]) -> list[Item]:
@@ -278,7 +306,8 @@ def _quantized(items: Sequence[Item]) -> list[Item]:
 
 def _merged(value: np.ndarray, peft: Peft, layer: int) -> np.ndarray:
   a, b = (x.astype(np.float32) for x in peft.layers[layer])
-  return value.astype(np.float32) + np.float32(peft.scale) * (b @ a)
+  with np.errstate(over="ignore", invalid="ignore"):  # Checked by the caller.
+    return value.astype(np.float32) + np.float32(peft.scale) * (b @ a)
 
 
 def _in_tree(value: Lazy, transposed: bool) -> Lazy:
@@ -291,7 +320,7 @@ def _watched(item: Item, sums: dict[str, str], bar: Any) -> Item:
   """The item; reading it notes its checksum and moves the bar."""
 
   def read():
-    value = np.ascontiguousarray(item.value.read())
+    value = np.asarray(item.value.read(), order="C")
     data = hf_folder.bytes_of(value)
     sums[item.name] = hashlib.sha256(data).hexdigest()
     bar.update(len(data))

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
-from nemodiff_jax.io.orbax import MANIFEST
+from nemodiff_jax.io.lora import read_peft
+from nemodiff_jax.io.orbax import MANIFEST, is_orbax
 
-_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".md", ".py", ""}
+# The same weights again, as some repositories hold them.
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5"}
 
 
 @contextlib.contextmanager
@@ -21,7 +24,7 @@ def new_folder(
   """Yields a folder beside `target` that takes its name when all went well.
 
   Whatever interrupts the work, `target` is then as it was before: absent, or
-  the older folder. What an interrupted run left is removed by the next one.
+  the older folder. What a killed run left is removed by the next one.
 
   Raises:
     UserError: the target exists (with overwrite: and is no checkpoint), or
@@ -30,21 +33,23 @@ def new_folder(
   """
   target = Path(target).absolute()
   partial = target.with_name(f".{target.name}.partial")
-  older = target.with_name(f".{target.name}.older")
-  partial.mkdir(parents=True, exist_ok=True)
-  with _locked(partial, target):
+  with _made(partial), _locked(partial, target):
     try:
-      _settle(older, target)
+      _settle(target)
       check_target(target, overwrite)
-      _empty(partial)
+      for path in partial.iterdir():
+        _remove(path)
       yield partial
       _flush(partial)
-      if target.exists():
-        target.rename(older)
+      if os.path.lexists(target):
+        target.rename(_older(target))
       partial.rename(target)
-    finally:
-      _settle(older, target)
+      _sync(target.parent)
+    except BaseException:
       shutil.rmtree(partial, ignore_errors=True)
+      raise
+    finally:
+      _settle(target)
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -58,39 +63,63 @@ def check_apart(source: Path, target: Path) -> None:
 
 def check_target(target: Path, overwrite: bool) -> None:
   """Raises a UserError if `target` may not be written."""
-  if not target.exists():
+  if not os.path.lexists(target):
     return
   if not overwrite:
     raise UserError(f"{target}: exists already; --overwrite replaces it.")
-  if not (target / "config.json").exists() and (
+  if not _is_checkpoint(target) and (
     not target.is_dir() or any(target.iterdir())
   ):
     raise UserError(
-      f"{target}: exists and is no checkpoint folder, so it is not replaced;"
-      " choose another target."
+      f"{target}: exists and is no checkpoint folder (config.json and weights),"
+      " so it is not replaced; choose another target."
     )
 
 
-def copy_side_files(source: Path, target: Path, lora: bool = True) -> None:
-  """Copies what lies beside the weights, byte by byte.
+def copy_side_files(
+  source: Checkpoint, target: Path, lora: bool = True
+) -> None:
+  """Copies every file beside the weights, byte by byte.
 
-  That is the config, the tokenizer, the template, the generation settings,
-  texts and code, and with `lora` the drafter's folder.
+  Of folders only the drafter's, and that only with `lora`.
+
+  Raises:
+    UserError: the drafter does not fit the model.
   """
-  for path in sorted(source.iterdir()):
+  for path in sorted(source.folder.iterdir()):
     if path.is_file() and _is_side_file(path):
       shutil.copyfile(path, target / path.name)
-  if lora and (source / LORA_FOLDER).is_dir():
-    shutil.copytree(source / LORA_FOLDER, target / LORA_FOLDER)
+  drafter = source.folder / LORA_FOLDER
+  if lora and drafter.is_dir():
+    read_peft(drafter, source.config)
+    shutil.copytree(drafter, target / LORA_FOLDER)
 
 
 def _is_side_file(path: Path) -> bool:
   return (
-    path.suffix in _SUFFIXES
+    path.suffix not in _WEIGHTS
     and not path.name.startswith(".")
-    and not path.name.endswith(".safetensors.index.json")
+    and not path.name.endswith((".safetensors.index.json", ".bin.index.json"))
     and path.name != MANIFEST
   )
+
+
+def _is_checkpoint(folder: Path) -> bool:
+  weights = is_orbax(folder) or any(folder.glob("*.safetensors"))
+  return weights and (folder / "config.json").exists()
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+  """Makes a folder; parents that are new and empty at the end go again."""
+  new = [parent for parent in folder.parents if not parent.exists()]
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    yield
+  finally:
+    for parent in new:
+      with contextlib.suppress(OSError):  # Not empty.
+        parent.rmdir()
 
 
 @contextlib.contextmanager
@@ -105,22 +134,40 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
     os.close(handle)
 
 
-def _settle(older: Path, target: Path) -> None:
-  """Brings `older` back if nothing took its place, else removes it."""
-  if target.exists():
-    shutil.rmtree(older, ignore_errors=True)
-  elif older.exists():
-    older.rename(target)
+def _older(target: Path) -> Path:
+  return target.with_name(f".{target.name}.older")
 
 
-def _empty(folder: Path) -> None:
-  for path in folder.iterdir():
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _settle(target: Path) -> None:
+  """Brings the older folder back if nothing took its place, else removes it.
+
+  Under another name first: half removed, it must never be brought back.
+  """
+  older, removed = _older(target), target.with_name(f".{target.name}.removed")
+  _remove(removed)
+  if not os.path.lexists(target):
+    with contextlib.suppress(FileNotFoundError):
+      older.rename(target)
+  elif os.path.lexists(older):
+    older.rename(removed)
+    _remove(removed)
+
+
+def _remove(path: Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:
-  """Waits until every file is on the disk, not only in its cache."""
+  """Waits until all of a folder is on the disk, not only in its cache."""
   for path in folder.rglob("*"):
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    _sync(path)
+  _sync(folder)
+
+
+def _sync(path: Path) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  os.fsync(handle)
+  os.close(handle)

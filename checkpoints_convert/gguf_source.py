@@ -39,7 +39,14 @@ class Gguf:
       ) from e
     self.path = path
     self._tensors = {names.gguf_name(t.name): t for t in self._reader.tensors}
-    self.config = self._config()
+    try:
+      self.config = self._config()
+    except UserError as e:
+      raise UserError(f"{path}: {e}") from e
+    except TypeError as e:
+      raise UserError(
+        f"{path}: a value of the metadata is of the wrong type ({e})."
+      ) from e
 
   def get(self, key: str, default: Any = None) -> Any:
     """A value of the metadata."""
@@ -71,14 +78,11 @@ class Gguf:
   def _config(self) -> ModelConfig:
     kind = self.get("general.architecture")
     if kind != "llama":
-      raise UserError(
-        f"{self.path}: general.architecture should be 'llama', got {kind!r}."
-      )
+      raise UserError(f"general.architecture should be 'llama', got {kind!r}.")
     scaling = self.get("llama.rope.scaling.type", "none")
     if scaling != "none":
       raise UserError(
-        f"{self.path}: llama.rope.scaling.type should be 'none', got"
-        f" {scaling!r}."
+        f"llama.rope.scaling.type should be 'none', got {scaling!r}."
       )
     heads = self._need("llama.attention.head_count")
     hidden = self._need("llama.embedding_length")
@@ -90,7 +94,7 @@ class Gguf:
       num_layers=self._need("llama.block_count"),
       num_heads=heads,
       num_kv_heads=self.get("llama.attention.head_count_kv", heads),
-      head_dim=self.get("llama.attention.key_length", hidden // heads),
+      head_dim=self.get("llama.attention.key_length", hidden // (heads or 1)),
       max_positions=self._need("llama.context_length"),
       rope=RopeConfig(theta=self.get("llama.rope.freq_base", 10000.0)),
       rms_norm_eps=self._need("llama.attention.layer_norm_rms_epsilon"),
@@ -102,7 +106,7 @@ class Gguf:
   def _need(self, key: str) -> Any:
     value = self.get(key)
     if value is None:
-      raise UserError(f"{self.path}: {key} is missing.")
+      raise UserError(f"{key} is missing.")
     return value
 
   def _check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -126,7 +130,8 @@ class Gguf:
   def _read(self, name: str, dtype: np.dtype) -> np.ndarray:
     tensor = self._tensors[name]
     value = self._gguf.dequantize(tensor.data, tensor.tensor_type)
-    convert.check_finite(value, f"{self.path}: tensor {name!r}")
+    what = f"{self.path}: tensor {name!r}"
+    convert.check_finite(value, what)
     heads = {
       "q_proj.weight": self.config.num_heads,
       "k_proj.weight": self.config.num_kv_heads,
@@ -134,7 +139,7 @@ class Gguf:
     for end, count in heads.items():
       if name.endswith(end):
         value = unpermute(value, count)
-    return value.astype(dtype, copy=False)
+    return convert.cast(value, dtype, what)
 
 
 def unpermute(value: np.ndarray, heads: int) -> np.ndarray:

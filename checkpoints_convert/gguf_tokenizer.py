@@ -18,20 +18,34 @@ def write_tokenizer(source: Gguf, folder: Path) -> None:
   """Writes tokenizer.json, tokenizer_config.json and the chat template.
 
   Raises:
-    UserError: a tokenizer of a kind that is not known here.
+    UserError: a tokenizer of a kind that is not known here, or none at all.
   """
   tokens = source.get("tokenizer.ggml.tokens")
-  _tokenizer(source, tokens).save(str(folder / "tokenizer.json"))
-  config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-  for theirs, ours in _NAMES.items():
-    at = source.get(f"tokenizer.ggml.{theirs}_token_id")
-    if at is not None:
-      config[f"{ours}_token"] = tokens[at]
+  try:
+    made = _tokenizer(source, tokens).to_str()
+    config = _config(source, tokens)
+  except UserError:
+    raise
+  except Exception as e:  # The package raises nothing more special.
+    raise UserError(
+      f"{source.path}: no tokenizer can be made of the metadata"
+      f" ({type(e).__name__}: {e})."
+    ) from e
+  (folder / "tokenizer.json").write_text(made, encoding="utf-8")
   hf_folder.write_json(folder / "tokenizer_config.json", config)
   template = source.get("tokenizer.chat_template")
   if template is not None:
     path = folder / "chat_template.jinja"
     path.write_text(template, encoding="utf-8")
+
+
+def _config(source: Gguf, tokens: list[str]) -> dict[str, Any]:
+  config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+  for theirs, ours in _NAMES.items():
+    at = source.get(f"tokenizer.ggml.{theirs}_token_id")
+    if at is not None:
+      config[f"{ours}_token"] = tokens[at]
+  return config
 
 
 def _tokenizer(source: Gguf, tokens: list[str]) -> tokenizers.Tokenizer:
@@ -45,6 +59,11 @@ def _tokenizer(source: Gguf, tokens: list[str]) -> tokenizers.Tokenizer:
   result.pre_tokenizer = _pre_tokenizer(source)
   result.decoder = decoders.ByteLevel()
   kinds = source.get("tokenizer.ggml.token_type", [])
+  if len(kinds) != len(tokens):
+    raise UserError(
+      f"{source.path}: tokenizer.ggml.token_type should have an entry for each"
+      f" of {len(tokens)} tokens, got {len(kinds)}."
+    )
   for kind, add in (
     (_CONTROL, result.add_special_tokens),
     (_USER_DEFINED, result.add_tokens),

@@ -18,12 +18,15 @@ _QUANTIZE = flags.DEFINE_enum(
   SCHEMES,
   "int8: store every kernel in int8, with a scale per output channel.",
 )
+_MERGE_LORA = command.define_merge_lora()
 flags.adopt_module_key_flags(command)
 
 
 def main() -> int:
   """Runs the command; returns the exit code."""
-  return command.convert_checkpoint(convert.to_orbax, scheme=_QUANTIZE.value)
+  return command.convert_checkpoint(
+    convert.to_orbax, _MERGE_LORA.value, scheme=_QUANTIZE.value
+  )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+
+_BLOCK = 2**20  # Elements: 4 MiB in float32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,3 +32,13 @@ class Lazy:
 def lazy(array) -> Lazy:
   """An array, of NumPy or JAX, that is there already."""
   return Lazy(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+  """Cuts an array's first axis, for work that should not hold all of it.
+
+  Into blocks of at most _BLOCK elements or of two rows; one more may be left.
+  """
+  rows = max(2, _BLOCK // max(1, math.prod(shape[1:])))
+  for start in range(0, shape[0], rows):
+    yield slice(start, start + rows)

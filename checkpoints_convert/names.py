@@ -110,8 +110,8 @@ def with_scales(table: dict[str, Tensor]) -> dict[str, Tensor]:
 def released_name(name: str) -> str:
   """The released name of a tensor of any layout; unknown names unchanged."""
   for stem, head in STEMS:
-    if name == head:
-      return "diffusion_head.weight"
+    if name in (head, f"{head}_scale"):
+      return "diffusion_head.weight" + name.removeprefix(head)
     if name.startswith(stem):
       return "encoder." + name.removeprefix(stem)
   return name

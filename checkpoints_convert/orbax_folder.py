@@ -41,13 +41,14 @@ def write_params(folder: Path, tree: Mapping[str, Any]) -> None:
     (Lazy, Handler(deepcopy_host_arrays=False)),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns without it.
   )
-  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
   args = ocp.args.PyTreeSave(
     leaves, save_args=jax.tree.map(lambda _: chunked, leaves)
   )
   try:
-    with quiet(), ocp.Checkpointer(handler) as checkpointer:
-      checkpointer.save(folder.absolute(), args=args)
+    with quiet():
+      handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+      with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute(), args=args)
   except UserError:  # Of a leaf.
     raise
   except ValueError as e:  # TensorStore's, whatever the disk says.

@@ -20,12 +20,15 @@ _SHARD_SIZE = flags.DEFINE_string(
   " checkpoint that the source was made from.",
 )
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_MERGE_LORA = command.define_merge_lora()
 flags.adopt_module_key_flags(command)
 
 
 def main() -> int:
   """Runs the command; returns the exit code."""
-  return command.convert_checkpoint(convert.to_hf, shard_size())
+  return command.convert_checkpoint(
+    convert.to_hf, _MERGE_LORA.value, shard_size()
+  )
 
 
 def shard_size() -> int | None:

@@ -40,13 +40,19 @@ def ar_to_trimode(
       is no token for it.
   """
   if source.endswith(".gguf"):
-    gguf = Gguf(Path(source))
-    config, items = gguf.config, gguf.items(dtype)
+    gguf = Gguf(Path(source).expanduser())
+    read, config, items = gguf.path, gguf.config, gguf.items(dtype)
     side_files = lambda folder: write_tokenizer(gguf, folder)
   else:
     opened = open_checkpoint(source)
-    config, items = opened.config, _released(opened, dtype)
-    side_files = lambda folder: folders.copy_side_files(opened.folder, folder)
+    if opened.scheme != "none":
+      raise UserError(
+        f"{opened.folder}: its weights are {opened.scheme}; a tri-mode"
+        " checkpoint is made from the one that they were made from."
+      )
+    read, config = opened.folder, opened.config
+    items = _released(opened, dtype)
+    side_files = lambda folder: folders.copy_side_files(opened, folder)
   untied = dataclasses.replace(
     config, tie_embeddings=False, block_size=block_size
   )
@@ -58,10 +64,10 @@ def ar_to_trimode(
     hf_folder.write_json(folder / "config.json", to_hf(tri_mode))
 
   items = _with_head(items, tensor_table(untied))
-  folders.check_apart(Path(source), Path(target))
+  written = Path(target).expanduser()
+  folders.check_apart(read, written)
   print(f"{source} -> {target}\n{convert.summary(items, convert.to_hf)}")
-  if not dry_run:
-    convert.build(Path(target), items, convert.to_hf, beside, overwrite)
+  convert.build(written, items, convert.to_hf, beside, overwrite, dry_run)
 
 
 def mask_id(mask: str, folder: Path, config: ModelConfig) -> int:

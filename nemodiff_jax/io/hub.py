@@ -14,6 +14,7 @@ _FILES = (
   "tokenizer.model",
   "linear_spec_lora/*",
   "params/*",
+  "other/*",
 )
 
 

@@ -63,7 +63,7 @@ def read_peft(folder: Path, config: ModelConfig) -> Peft:
   Raises:
     UserError: missing files, other targets than o_proj, or other shapes.
   """
-  alpha, scale = _scale(folder)
+  rank, alpha, scale = _scale(folder)
   path = folder / "adapter_model.safetensors"
   if not path.exists():
     raise UserError(f"{path}: the LoRA's weights are missing.")
@@ -86,11 +86,11 @@ def read_peft(folder: Path, config: ModelConfig) -> Peft:
     if a is None or b is None:
       raise UserError(f"{path}: lora_A or lora_B of layer {i} is missing.")
     wide = config.num_heads * config.head_dim
-    if a.shape != (b.shape[1], wide) or b.shape[0] != config.hidden_size:
+    if (a.shape, b.shape) != ((rank, wide), (config.hidden_size, rank)):
       raise UserError(
-        f"{path}: layer {i} should have lora_A [r, {wide}] and lora_B"
-        f" [{config.hidden_size}, r], got {a.shape} and {b.shape}; this LoRA"
-        " was made for another model."
+        f"{path}: layer {i} should have lora_A [{rank}, {wide}] and lora_B"
+        f" [{config.hidden_size}, {rank}], got {a.shape} and {b.shape}; this"
+        " LoRA was made for another model, or its config says another r."
       )
     layers.append((a, b))
   if found:
@@ -101,7 +101,8 @@ def read_peft(folder: Path, config: ModelConfig) -> Peft:
   return Peft(layers, alpha, scale)
 
 
-def _scale(folder: Path) -> tuple[float, float]:
+def _scale(folder: Path) -> tuple[int, float, float]:
+  """r, alpha, and the scale that they give."""
   path = folder / "adapter_config.json"
   try:
     given = json.loads(path.read_text(encoding="utf-8"))
@@ -119,5 +120,17 @@ def _scale(folder: Path) -> tuple[float, float]:
     raise UserError(
       f"{path}: target_modules should be ['o_proj'], got {targets!r}."
     )
+  if type(rank) is not int or rank < 1:
+    raise UserError(
+      f"{path}: r should be a positive whole number, got {rank!r}."
+    )
+  if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    raise UserError(f"{path}: lora_alpha should be a number, got {alpha!r}.")
+  for name in ("rank_pattern", "alpha_pattern"):
+    if given.get(name):
+      raise UserError(
+        f"{path}: {name} should be empty, got {given[name]!r}; a LoRA whose"
+        " layers differ is not supported."
+      )
   root = math.sqrt(rank) if given.get("use_rslora") else rank
-  return alpha, alpha / root
+  return rank, alpha, alpha / root

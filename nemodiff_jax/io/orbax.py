@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoints_convert.names import Tensor, released_name
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.tensors import FLOATS
+from nemodiff_jax.io.tensors import FLOATS, bare_name
 
 PARAMS = "params"  # The tree of the model.
 OTHER = "other"  # Tensors beside it, such as an image tower, by their names.
@@ -89,9 +89,34 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
   if not path.exists():
     return {}
   try:
-    return dict(json.loads(path.read_text(encoding="utf-8"))["tensors"])
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f"{path}: expected JSON with tensors ({e}).") from e
+    given = json.loads(path.read_text(encoding="utf-8"))["tensors"]
+    return {
+      name: {"file": bare_name(t["file"]), "sha256": str(t["sha256"])}
+      for name, t in given.items()
+    }
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"{path}: expected JSON with tensors, each with its file and sha256"
+      f" ({type(e).__name__}: {e})."
+    ) from e
+
+
+def whole_manifest(
+  folder: Path, held: Collection[str]
+) -> dict[str, dict[str, str]]:
+  """The manifest of a folder that still holds every tensor of it.
+
+  Raises:
+    UserError: it cannot be read, or names a tensor that is not held.
+  """
+  manifest = read_manifest(folder)
+  lost = [name for name in manifest if name not in held]
+  if lost:
+    raise UserError(
+      f"{folder}: {len(lost)} tensors of {MANIFEST} are missing, first"
+      f" {lost[0]!r}; copy or convert it again."
+    )
+  return manifest
 
 
 def orbax_package(item: Path) -> Any:
@@ -111,11 +136,14 @@ def orbax_package(item: Path) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps Orbax's account of every step out of the log; warnings stay."""
+  """Keeps Orbax's account of every step out of the log; warnings stay.
+
+  Its errors do not: they are raised too.
+  """
   logger = logging.getLogger("absl")
 
   def keep(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+    return record.levelno == logging.WARNING or "orbax" not in record.pathname
 
   logger.addFilter(keep)
   try:

@@ -91,7 +91,7 @@ def open_tensors(folder: Path) -> TensorFolder:
     return open_file(single)
   try:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: _inside(folder, file) for name, file in weight_map.items()}
+    files = {n: folder / bare_name(file) for n, file in weight_map.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
   held: dict[Path, set[str]] = {}
@@ -110,10 +110,15 @@ def open_tensors(folder: Path) -> TensorFolder:
   return TensorFolder(files)
 
 
-def _inside(folder: Path, file: str) -> Path:
-  if Path(file).name != file:
-    raise ValueError(f"{file!r} should be the name of a file beside it")
-  return folder / file
+def bare_name(file: str) -> str:
+  """The name of a file of tensors.
+
+  Raises:
+    ValueError: it leads elsewhere, or is another kind of file.
+  """
+  if Path(file).name != file or not file.endswith(".safetensors"):
+    raise ValueError(f"{file!r} should be the name of a .safetensors file")
+  return file
 
 
 def open_file(path: Path) -> TensorFolder:

@@ -179,7 +179,7 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
     num_layers=_field(text, "num_hidden_layers"),
     num_heads=heads,
     num_kv_heads=text.get("num_key_value_heads") or heads,
-    head_dim=text.get("head_dim") or hidden // heads,
+    head_dim=text.get("head_dim") or hidden // (heads or 1),
     max_positions=_field(text, "max_position_embeddings"),
     rope=_rope(text),
     rms_norm_eps=float(text.get("rms_norm_eps", 1e-5)),

@@ -8,9 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import compare, convert, folders, trimode
+from checkpoints_convert import compare, convert, folders, lazy, trimode
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
@@ -104,7 +105,8 @@ def test_config_of_another_architecture(source):
 def test_lora_for_another_size(source, tiny):
   wrong = [(a[:, :-1], b) for a, b in tiny.lora]
   helpers.write_lora(source / "linear_spec_lora", wrong, 8.0)
-  fails(source, "layer 0 should have .*another model", merge_lora="own")
+  for merge_lora in ("own", None):  # Nor is it carried along.
+    fails(source, "layer 0 should have .*another mo", merge_lora=merge_lora)
 
 
 def test_lora_that_is_not_there(source):
@@ -127,7 +129,9 @@ def test_existing_target_is_replaced_only_when_asked(source, tmp_path):
 def test_what_is_no_checkpoint_is_never_replaced(source, tmp_path):
   (tmp_path / "target").mkdir()
   (tmp_path / "target" / "thesis.txt").write_text("mine")
-  with pytest.raises(UserError, match="is no checkpoint folder, so it is not"):
+  with pytest.raises(
+    UserError, match=r"is no checkpoint folder .*, so it is not"
+  ):
     convert.convert(
       str(source), str(tmp_path / "target"), convert.to_hf, overwrite=True
     )
@@ -242,6 +246,20 @@ def test_verify_tells_what_differs(source, tmp_path, tiny):
   assert found[3] == f"{NORM}: {changed}"
 
 
+@pytest.mark.parametrize("block", [1, 10, 2**20])
+def test_differences_and_nan_are_found_in_blocks(monkeypatch, block):
+  monkeypatch.setattr(lazy, "_BLOCK", block)
+  x = np.arange(24, dtype=np.float32).reshape(6, 2, 2)
+  x[0, 0, 1] = np.nan
+  y = x.copy()
+  y[[3, 5], 1, 0] = 7, np.nan
+  found = compare._first_difference(x, y)
+  assert found == "2 of 24 values, first at [3, 1, 0]: 14 and 7"
+  assert compare._first_difference(x, x) == "bytes differ, values do not"
+  with pytest.raises(UserError, match=r"x holds NaN or Inf at \[4, 1, 0\]"):
+    convert.check_finite(y[1:], "x")
+
+
 def test_verify_tells_of_other_configs(source, tmp_path):
   other = tmp_path / "other"
   shutil.copytree(source, other)
@@ -257,3 +275,13 @@ def test_verify_compares_logits(source, capsys):
   opened = open_checkpoint(str(source))
   assert not list(compare.compare(opened, opened, "any"))
   assert "logits of 8 tokens: largest difference 0" in capsys.readouterr().out
+
+
+def test_verify_needs_a_prompt(source):
+  model = tokenizers.models.WordLevel({"w9": 9}, unk_token="w9")
+  tokenizers.Tokenizer(model).save(str(source / "tokenizer.json"))
+  opened = open_checkpoint(str(source))
+  with pytest.raises(
+    UserError, match="should be of one token at least, got ''"
+  ):
+    list(compare.compare(opened, opened, ""))

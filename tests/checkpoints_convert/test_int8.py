@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import convert
+from checkpoints_convert import compare, convert, int8, lazy, trimode
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.io.lora import read_peft
+from nemodiff_jax.nn.quantize import quantize_kernel
 from nemodiff_jax.nn.sharding import make_mesh
 from tests import helpers
+from tests.checkpoints_convert.test_round_trip import STEMS, write_source
 
 
 def write(target, source, layout, scheme="none"):
@@ -75,11 +77,48 @@ def test_it_decodes_as_the_one_quantised_on_loading(folders8):
   )
 
 
+@pytest.mark.parametrize("layout", STEMS)
+def test_every_layout_keeps_its_names(tmp_path, tiny, layout):
+  source, orbax, hf = (tmp_path / n for n in ("source", "orbax", "hf"))
+  write_source(source, tiny, layout)
+  write(orbax, source, convert.to_orbax, "int8")
+  write(hf, orbax, convert.to_hf)
+  expect = open_checkpoint(str(source)).load_params(scheme="int8")
+  for folder in (orbax, hf):
+    same(open_checkpoint(str(folder)).load_params(), expect)
+  pair = open_checkpoint(str(orbax)), open_checkpoint(str(hf))
+  assert not list(compare.compare(*pair, None))
+  names = load_file(hf / "model.safetensors").keys()
+  assert {STEMS[layout][1], STEMS[layout][1] + "_scale"} <= names
+
+
+@pytest.mark.parametrize("block", [1, 3 * 48, 11 * 48, 32 * 48, 10**9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_of_channels_give_the_same_bits(monkeypatch, block, dtype):
+  monkeypatch.setattr(lazy, "_BLOCK", block)
+  kernel = np.random.default_rng(0).standard_normal((67, 48))
+  kernel = np.asarray(kernel * np.exp(kernel[:, :1] * 9), jnp.dtype(dtype))
+  expect = quantize_kernel(jnp.asarray(kernel.T))
+  got, scale = (part.read() for part in int8.quantized(lazy.lazy(kernel)))
+  assert got.dtype == np.int8 and scale.dtype == np.float32
+  np.testing.assert_array_equal(got, np.asarray(expect["kernel"]).T)
+  np.testing.assert_array_equal(scale, np.asarray(expect["scale"]))
+
+
 def test_what_needs_the_full_precision_is_refused(folders8):
   opened = open_checkpoint(str(folders8 / "orbax"))
   message = "its weights are int8; a dtype or a LoRA to merge needs the"
   with pytest.raises(UserError, match=message):
     convert.plan(opened, "bfloat16")
+
+
+def test_training_starts_from_floats(folders8, tmp_path):
+  message = "orbax: its weights are int8; a tri-mode checkpoint is made from"
+  with pytest.raises(UserError, match=message):
+    trimode.ar_to_trimode(
+      str(folders8 / "orbax"), str(tmp_path / "target"), "9", 8
+    )
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_does_not_say_so_is_refused(folders8, tmp_path):

@@ -1,6 +1,7 @@
 """Conversions killed at random points, and the commands as processes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -124,9 +125,9 @@ def test_what_a_kill_left_of_the_older_target_is_no_obstacle(two):
   assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
 
 
-def run(command, *flags):
+def run(command, *flags, before=(), **how):
   line = [sys.executable, "-m", f"checkpoints_convert.{command}", *flags]
-  return subprocess.run(line, capture_output=True, text=True)
+  return subprocess.run([*before, *line], capture_output=True, text=True, **how)
 
 
 def test_commands_and_their_exit_codes(two):
@@ -146,6 +147,18 @@ def test_commands_and_their_exit_codes(two):
   assert done.stdout.endswith("\ndifferent\n")
 
 
+def test_a_full_disk_is_told_in_one_line(two):
+  """A limit on the size of files stands for it."""
+  pair = f"--source={two / 'source'}", f"--target={two / 'new'}"
+  limit = ("bash", "-c", 'ulimit -f 12; exec "$@"', "bash")
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = run("hf_to_orbax", *pair, before=limit, env=env)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: {two / 'new'}: could not be written")
+  assert done.stderr.count("\n") == 1
+  assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
+
+
 @pytest.mark.slow
 def test_the_other_commands(two):
   source = f"--source={two / 'source'}"
@@ -155,6 +168,8 @@ def test_the_other_commands(two):
   done = run("verify", source, orbax)
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.endswith("largest difference 0\nsame\n")
+  done = run("ar_to_trimode", source, new, "--mask=9", "--merge_lora=own")
+  assert "Unknown command line flag 'merge_lora'" in done.stderr
   done = run("ar_to_trimode", source, new, "--mask=9", "--block_size=4")
   assert done.returncode == 0, done.stderr
   config = json.loads((two / "new" / "config.json").read_text())

@@ -20,6 +20,7 @@ STEMS = {
   "released": ("encoder.", "diffusion_head.weight"),
   "ministral3": ("model.", "lm_head.weight"),
   "multimodal": ("language_model.model.", "language_model.lm_head.weight"),
+  "newer multimodal": ("model.language_model.", "lm_head.weight"),
 }
 
 
@@ -38,12 +39,15 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   helpers.write_tokenizer(folder, tiny.config)
   (folder / "generation_config.json").write_text('{ "top_p": 0.9 }')
   (folder / "chat_template.jinja").write_text("{{ messages }}\r\n")
+  for name in ("LICENSE", "figure.png", "recipe.yaml", "tokenizer.model.v3"):
+    (folder / name).write_bytes(b"\x89" + name.encode())
   stem, head = STEMS[layout]
   rename = lambda n: head if n[0] == "d" else n.replace("encoder.", stem)
   for path in folder.glob("*.safetensors"):
     tensors = {rename(n): v for n, v in load_file(path).items()}
-    if layout == "multimodal" and "-00002-" not in path.name:
+    if layout.endswith("multimodal") and "-00002-" not in path.name:
       tensors["vision_tower.patch.weight"] = np.ones((2, 3), np.float16)
+      tensors["vision_tower.scale"] = np.array(2, np.float32)
     save_file(tensors, path)
   index = folder / "model.safetensors.index.json"
   if index.exists():
@@ -52,7 +56,7 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   if layout != "released":
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "ministral3"
-    if layout == "multimodal":
+    if layout.endswith("multimodal"):
       config = {"model_type": "mistral3", "text_config": config}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -72,6 +76,7 @@ def assert_same_beside(a, b):
     ("released", 3, np.float32),
     ("ministral3", 2, np.float16),
     ("multimodal", 2, ml_dtypes.bfloat16),
+    ("newer multimodal", 1, np.float32),
   ],
 )
 def test_round_trip_is_byte_equal(tmp_path, tiny, layout, shards, dtype):

@@ -11,6 +11,7 @@ import tokenizers
 from safetensors.numpy import load_file
 
 from checkpoints_convert import compare, trimode
+from checkpoints_convert.gguf_source import Gguf
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint, tensor_table
 from nemodiff_jax.nn.config import preset
@@ -253,6 +254,32 @@ def test_gguf_with_scaled_rope(make_gguf, tmp_path):
 def test_gguf_with_another_tokenizer(make_gguf, tmp_path):
   path = make_gguf(pre="qwen2")
   refused(path, tmp_path, r"should be 'gpt2' of kind \['gpt-2', 'smollm'\]")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("attention.head_count", 0, "model.gguf: .*num_heads should be .*, got 0"),
+    ("context_length", None, "model.gguf: llama.context_length is missing"),
+    ("attention.head_count", "4", "value of the metadata is of the wrong type"),
+    ("token_type", None, "token_type should have .* each of 296 tokens, got 0"),
+    ("merges", ["a zz"], "no tokenizer can be made .*out of vocabulary"),
+    ("unknown_token_id", 999, "no tokenizer can be made .*IndexError"),
+  ],
+)
+def test_gguf_with_wrong_metadata(
+  make_gguf, tmp_path, monkeypatch, key, value, message
+):
+  """A key that is read as another value."""
+  read = Gguf.get
+
+  def get(self, name, default=None):
+    if not name.endswith(f".{key}"):
+      return read(self, name, default)
+    return default if value is None else value
+
+  monkeypatch.setattr(Gguf, "get", get)
+  refused(make_gguf(), tmp_path, message)
 
 
 @pytest.mark.parametrize(

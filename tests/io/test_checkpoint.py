@@ -156,7 +156,7 @@ def test_index_that_names_the_wrong_shard_or_another_folder(broken):
   fails(broken, f"{other}: tensor '{name}' should be here")
   index["weight_map"][name] = "../" + file
   path.write_text(json.dumps(index))
-  fails(broken, "should be the name of a file beside it")
+  fails(broken, "index.json: .*should be the name of a .safetensors file")
 
 
 @pytest.fixture
@@ -237,6 +237,13 @@ def test_config_with_a_value_of_another_type(single):
   fails(single, "config.json: ")
 
 
+def test_config_without_heads(single):
+  config = json.loads((single / "config.json").read_text())
+  config |= {"num_attention_heads": 0, "head_dim": None}
+  (single / "config.json").write_text(json.dumps(config))
+  fails(single, "num_heads should be a positive whole number, got 0")
+
+
 def test_folder_without_config(tmp_path):
   fails(tmp_path, "config.json: expected a checkpoint folder, no such file")
 
@@ -259,7 +266,33 @@ def test_lora_of_another_shape(with_lora):
   folder, path = with_lora
   wrong = {LORA.format(1, "A"): np.zeros((4, 65), np.float32)}
   edit(path, lambda t: t.update(wrong))
-  lora_fails(folder, r"layer 1 should have lora_A \[r, 64\].*another model")
+  lora_fails(folder, r"layer 1 should have lora_A \[4, 64\].*another model")
+
+
+def test_lora_of_other_dimensions(with_lora):
+  folder, path = with_lora
+  flat = {LORA.format(0, "B"): np.zeros(48, np.float32)}
+  edit(path, lambda t: t.update(flat))
+  lora_fails(folder, r"layer 0 should have .* got \(4, 64\) and \(48,\)")
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"r": 8}, r"lora_A \[8, 64\] .* got \(4, 64\).* says another r"),
+    ({"r": 0}, "r should be a positive whole number, got 0"),
+    ({"r": "4"}, "r should be a positive whole number, got '4'"),
+    ({"lora_alpha": None}, "lora_alpha should be a number, got None"),
+    ({"lora_alpha": float("nan")}, "lora_alpha should be a number, got nan"),
+    ({"rank_pattern": {"x": 2}}, "rank_pattern should be empty, got .*differ"),
+    ({"alpha_pattern": {"x": 2}}, "alpha_pattern should be empty, got {'x': 2"),
+  ],
+)
+def test_lora_with_a_wrong_config(with_lora, change, message):
+  folder, path = with_lora
+  config = path.parent / "adapter_config.json"
+  config.write_text(json.dumps(json.loads(config.read_text()) | change))
+  lora_fails(folder, message)
 
 
 def test_lora_on_other_modules(with_lora):

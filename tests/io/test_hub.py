@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.hub import find_checkpoint
+from nemodiff_jax.io.hub import _FILES, find_checkpoint
 
 REPO, COMMIT = "nobody/tiny-diffusion", "0123456789abcdef" * 2 + "01234567"
 
@@ -122,6 +122,13 @@ def test_hub_refusals_are_named(hub, tmp_path, name, message):
 def test_a_hub_out_of_reach_is_named(tmp_path):
   done = generate("http://127.0.0.1:9", tmp_path, REPO)
   assert done.returncode == 2 and "could not be fetched" in done.stderr
+
+
+def test_every_part_of_a_checkpoint_is_fetched():
+  utils = pytest.importorskip("huggingface_hub.utils")
+  names = ["other/d/0f", "params/_METADATA", "linear_spec_lora/x", "a.jinja"]
+  kept = utils.filter_repo_objects([*names, "x.bin"], allow_patterns=[*_FILES])
+  assert list(kept) == names
 
 
 def test_hub_package_missing(monkeypatch):
