@@ -74,14 +74,14 @@ def accuracy(model: Model, count: int, modes=MODES) -> None:
   print(
     "| mode | "
     + " | ".join(f"{f}: right %, tokens/forward" for f in sets)
-    + " | same as ar |"
+    + " | accepted per cycle | same as ar |"
   )
-  print("|---" * (len(sets) + 2) + "|")
+  print("|---" * (len(sets) + 3) + "|")
   reference = {}
   for mode, how in RUNS:
     if mode not in modes:
       continue
-    cells, same = [], []
+    cells, same, accepted = [], [], []
     for family, examples in sets.items():
       prompts = [encode(model, q) for q, _, _ in examples]
       outs = decode(model, prompts, mode, how)
@@ -91,11 +91,13 @@ def accuracy(model: Model, count: int, modes=MODES) -> None:
       tokens = sum(o.completion_tokens for o in outs)
       passes = sum(o.nfe for o in outs)
       cells.append(f"{100 * np.mean(right):.0f}, {tokens / passes:.2f}")
+      accepted += [n for o in outs for n in o.accepted or ()]
       same += [
         o.token_ids == r for o, r in zip(outs, reference[family], strict=True)
       ]
     print(
       f"| {label(mode, how)} | {' | '.join(cells)} |"
+      f" {f'{np.mean(accepted):.2f}' if accepted else '-'} |"
       f" {sum(same)} of {len(same)} |",
       flush=True,
     )
