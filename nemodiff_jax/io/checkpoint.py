@@ -144,7 +144,9 @@ class Checkpoint:
     own = self.folder / LORA_FOLDER
     if folder is None and not own.exists():
       return None
-    lora = load_lora(Path(folder) if folder else own, self.config, dtype)
+    lora = load_lora(
+      Path(folder).expanduser() if folder else own, self.config, dtype
+    )
     return lora if mesh is None else shard_lora(lora, mesh)
 
 
