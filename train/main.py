@@ -59,9 +59,9 @@ def _fail(message: str) -> int:
 def parse(argv: list[str]) -> list[str]:
   """Flags; what is wrong with them is an error like those of the run."""
   known = settings.flatten(tiny.get_config())
-  for arg in argv:
+  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
     name, _, value = arg.partition("=")
-    file = Path(value.split(":")[0])
+    file = Path((value or following).split(":")[0])
     if name == "--config" and not file.is_file():
       sys.exit(_fail(f"--config should be a file like {_EXAMPLE}, got {file}."))
     key = name.removeprefix("--config.")

@@ -193,6 +193,14 @@ def test_an_unknown_key_is_answered_with_the_nearest():
     settings.check(config)
 
 
+def test_flags_may_be_given_without_equals_signs(tmp_path):
+  given = "--config train/configs/tiny.py --config.steps 0 --workdir".split()
+  done = run([sys.executable, "-m", "train.main", *given, str(tmp_path)])
+  assert done.stderr == (
+    "error: config.steps should be a whole number of at least 1, got 0.\n"
+  )
+
+
 @pytest.mark.parametrize(
   "config, change, why",
   [
