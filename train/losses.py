@@ -165,26 +165,27 @@ def token_losses(
   """Cross entropy of each position, without ever holding [tokens, V].
 
   Runs over `chunk` positions of every row at a time and computes their logits
-  again in the backward pass; the kernel's gradient is summed in the kernel's
-  own dtype.
+  again in the backward pass (a single chunk's are still there: nothing was
+  computed since); the kernel's gradient is summed in the kernel's own dtype.
   """
   batch, length = target.shape
-  width = min(length, chunk)
-  pad = -length % width
+  pad = -length % chunk
   acc = jnp.promote_types(hidden.dtype, jnp.float32)
 
   def cut(x: Array) -> Array:  # [B, T, ...] -> [T / width, B, width, ...]
     x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, -1, width, *x.shape[2:]), 1, 0)
+    return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-  @jax.checkpoint
   def part(h: Array, t: Array) -> Array:
     logits = jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=acc)
     chosen = jnp.take_along_axis(logits, t[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - chosen
 
+  if length <= chunk:
+    return part(hidden, target)
+  again = jax.checkpoint(part)
   _, out = lax.scan(
-    lambda _, x: (None, part(*x)), None, (cut(hidden), cut(target))
+    lambda _, x: (None, again(*x)), None, (cut(hidden), cut(target))
   )
   return jnp.moveaxis(out, 0, 1).reshape(batch, -1)[:, :length]
 
