@@ -4,7 +4,8 @@
 
 Writes random bfloat16 weights of that size to FOLDER (default: a temporary
 one; three and a half times the checkpoint must fit), converts them to Orbax, to
-Orbax in int8, and back, and verifies what should be the same. Every step is a process of its own, watched from outside:
+Orbax in int8, and back, and verifies what should be the same. Every step is a
+process of its own, watched from outside:
 `private` is its largest RssAnon, `resident` its VmHWM, which also counts pages
 of mapped files. The bound is 1 GiB plus twice the largest tensor.
 """

@@ -75,6 +75,11 @@ def plan(config: ModelConfig, length: int, dtype, remat: str) -> Plan:
   return Plan(Stack(config, dtype, remat), Joint(), Corruption(), canvas)
 
 
+def new_params(config: ModelConfig, dtype=jnp.float32) -> Params:
+  params = init_params(config, jax.random.key(0), dtype)
+  return stack_layers(params, config.num_layers)
+
+
 def rows(config: ModelConfig, count: int, length: int) -> Rows:
   rng = np.random.default_rng(0)
   tokens = rng.integers(10, config.vocab_size, (count, length))
@@ -132,7 +137,7 @@ def peer_data(
 
 def cpu() -> None:
   made = plan(SMALL, LENGTH, jnp.float32, "none")
-  params = stack_layers(init_params(SMALL, jax.random.key(0)), SMALL.num_layers)
+  params = new_params(SMALL)
   batch, hard = rows(SMALL, ROWS, LENGTH), jnp.zeros(SMALL.vocab_size, bool)
   optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, params)
   with tempfile.TemporaryDirectory() as folder:
@@ -201,11 +206,6 @@ def aot() -> None:
     )
   config = preset("8b")
   made = plan(config, 4096, bf16, "full")
-  params = lambda dtype: jax.eval_shape(
-    lambda: stack_layers(
-      init_params(config, jax.random.key(0), dtype), config.num_layers
-    )
-  )
   hard = shape(jnp.bool_, config.vocab_size)
   batch = jax.eval_shape(lambda: rows(config, 1, 4096))
 
@@ -218,7 +218,7 @@ def aot() -> None:
       "8B, 4096 clean tokens (8192 rows), full remat, computed in bfloat16,"
       f" {jnp.dtype(dtype)} parameters and gradients besides",
       gradient,
-      params(dtype),
+      jax.eval_shape(lambda d=dtype: new_params(config, d)),
       batch,
       hard,
     )
@@ -228,14 +228,9 @@ def mfu() -> None:
   config = preset(_SIZE.value)
   length = 4096 if _SIZE.value != "tiny" else 64
   made = plan(config, length, jnp.bfloat16, "full")
-
-  def begin() -> Params:
-    params = init_params(config, jax.random.key(0))
-    return stack_layers(params, config.num_layers)
-
-  shapes = jax.eval_shape(begin)
+  shapes = jax.eval_shape(lambda: new_params(config))
   optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, shapes)
-  state = jax.jit(lambda: init_state(optimizer, begin()))()
+  state = jax.jit(lambda: init_state(optimizer, new_params(config)))()
   step = make_step(made, optimizer)
   batch, hard = rows(config, 1, length), jnp.zeros(config.vocab_size, bool)
   seconds = []

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from checkpoints_convert.hf_folder import bytes_of
-from checkpoints_convert.lazy import row_blocks
+from checkpoints_convert.lazy import places
 from checkpoints_convert.names import released_name
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
@@ -138,19 +138,17 @@ class _Side:
 
 def _first_difference(x: np.ndarray, y: np.ndarray) -> str:
   """How many values differ, and the first of them."""
-  size, x, y = x.size, np.atleast_1d(x), np.atleast_1d(y)
-  count, first = 0, ""
-  for rows in row_blocks(x.shape):
+  x, y = np.atleast_1d(x), np.atleast_1d(y)
+
+  def differ(rows: slice) -> np.ndarray:
     a, b = x[rows].astype(np.float32), y[rows].astype(np.float32)
-    bad = (a != b) & ~(np.isnan(a) & np.isnan(b))
-    if not first and bad.any():
-      at = np.unravel_index(bad.argmax(), bad.shape)
-      place = [rows.start + int(at[0]), *map(int, at[1:])]
-      first = f"first at {place}: {a[at]:g} and {b[at]:g}"
-    count += np.count_nonzero(bad)
+    return (a != b) & ~(np.isnan(a) & np.isnan(b))
+
+  count, at = places(x.shape, differ)
   if not count:
     return "bytes differ, values do not"
-  return f"{count} of {size} values, {first}"
+  a, b = np.float32(x[at]), np.float32(y[at])
+  return f"{count} of {x.size} values, first at {[*at]}: {a:g} and {b:g}"
 
 
 def _changes(a: Any, b: Any) -> str:

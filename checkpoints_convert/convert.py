@@ -13,7 +13,7 @@ import tqdm
 from absl import logging
 
 from checkpoints_convert import folders, hf_folder, int8
-from checkpoints_convert.lazy import Lazy, row_blocks
+from checkpoints_convert.lazy import Lazy, places
 from checkpoints_convert.names import Tensor
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
@@ -265,12 +265,9 @@ def check_finite(
 ) -> None:
   """Raises a UserError that names the first NaN or Inf, if there is one."""
   value = np.atleast_1d(value)
-  for rows in row_blocks(value.shape):
-    bad = ~np.isfinite(value[rows])
-    if bad.any():
-      at = np.unravel_index(bad.argmax(), bad.shape)
-      place = [rows.start + int(at[0]), *map(int, at[1:])]
-      raise UserError(f"{what} holds NaN or Inf at {place}; {so}.")
+  count, first = places(value.shape, lambda rows: ~np.isfinite(value[rows]))
+  if count:
+    raise UserError(f"{what} holds NaN or Inf at {[*first]}; {so}.")
 
 
 def cast(value: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:

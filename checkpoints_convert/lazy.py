@@ -42,3 +42,23 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
   rows = max(2, _BLOCK // max(1, math.prod(shape[1:])))
   for start in range(0, shape[0], rows):
     yield slice(start, start + rows)
+
+
+def places(
+  shape: tuple[int, ...], test: Callable[[slice], np.ndarray]
+) -> tuple[int, tuple[int, ...]]:
+  """Where a test of some rows holds: how often, and the first place, () if never.
+
+  Args:
+    shape: of the whole array, of one axis at least.
+    test: rows of the first axis -> bool array [rows, ...].
+  """
+  count, first = 0, ()
+  for rows in row_blocks(shape):
+    found = test(rows)
+    here = int(np.count_nonzero(found))
+    if here and not count:
+      at = np.unravel_index(found.argmax(), found.shape)
+      first = (rows.start + int(at[0]), *map(int, at[1:]))
+    count += here
+  return count, first
