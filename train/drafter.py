@@ -90,8 +90,7 @@ def _as_draft(noisy: Noisy, plan: Plan) -> Noisy:
   """
   c = plan.canvas.block
   begun = jnp.cumsum(_fold(noisy.chance > 0, c), -1).reshape(noisy.chance.shape)
-  # A given first slot has no chance.
-  masked = (begun > 0) & (jnp.arange(begun.shape[1]) % c > 0)[None]
+  masked = begun > 0  # Slot 0 is given, so it has no chance.
   tokens = jnp.where(masked, plan.canvas.mask_id, noisy.target)
   return dataclasses.replace(noisy, tokens=tokens, masked=masked)
 
