@@ -1,0 +1,22 @@
+"""One-line breaks of the sources, and the tests that should notice them."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+  """Replaces the one occurrence of `old` by `new`.
+
+  Attributes:
+    what: is broken, in a few words.
+    file: below the root of the project.
+    old: lines of the file; found there exactly once.
+    new: what stands there instead.
+    tests: arguments of pytest; the tests they choose should fail.
+  """
+
+  what: str
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]

@@ -1,0 +1,5 @@
+"""Breaks of decoding, texts, files and jobs; see `benchmarks.mutations`."""
+
+from benchmarks.mutants import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = ()
