@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from checkpoints_convert.hf_folder import bytes_of
 from checkpoints_convert.lazy import places
-from checkpoints_convert.names import released_name
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
+from nemodiff_jax.io.names import released_name
 from nemodiff_jax.io.orbax import whole_manifest
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer

@@ -14,12 +14,12 @@ from absl import logging
 
 from checkpoints_convert import folders, hf_folder, int8
 from checkpoints_convert.lazy import Lazy, places
-from checkpoints_convert.names import Tensor
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import Peft, read_peft
+from nemodiff_jax.io.names import Tensor
 from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, whole_manifest
 
 _UNITS = ("B", "kB", "MB", "GB")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import convert, hf_folder, names
+from checkpoints_convert import convert, hf_folder
 from checkpoints_convert.lazy import Lazy
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import names
 from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from checkpoints_convert.lazy import Lazy
-from checkpoints_convert.names import Tensor
+from nemodiff_jax.io.names import Tensor
 
 SINGLE = "model.safetensors"
 _CODES = {

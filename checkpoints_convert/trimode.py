@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert import convert, folders, hf_folder, names
+from checkpoints_convert import convert, folders, hf_folder
 from checkpoints_convert.gguf_source import Gguf
 from checkpoints_convert.gguf_tokenizer import write_tokenizer
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import names
 from nemodiff_jax.io.checkpoint import open_checkpoint, tensor_table
 from nemodiff_jax.nn.config import ModelConfig, to_hf
 from nemodiff_jax.text.tokenizer import load_tokenizer

@@ -12,8 +12,8 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from checkpoints_convert import names
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import names
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_convert.names import released_name
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.names import released_name
 from nemodiff_jax.io.tensors import open_file
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.names import Tensor, released_name
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.names import Tensor, released_name
 from nemodiff_jax.io.tensors import FLOATS, bare_name
 
 PARAMS = "params"  # The tree of the model.

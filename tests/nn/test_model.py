@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.names import released_name
 from nemodiff_jax.io.checkpoint import tensor_table
+from nemodiff_jax.io.names import released_name
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import init_cache, write
 from nemodiff_jax.nn.config import from_hf, preset
