@@ -25,7 +25,8 @@ import orbax.checkpoint
 from checkpoints_convert.hf_folder import SINGLE, write_files, write_json
 from checkpoints_convert.lazy import Lazy
 from nemodiff_jax.io.checkpoint import tensor_table
-from nemodiff_jax.nn.config import preset, to_hf
+from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.nn.config import preset
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 MIB = 2**20

@@ -27,7 +27,8 @@ from checkpoints_convert.hf_folder import write_folder
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.io.checkpoint import tensor_table
-from nemodiff_jax.nn.config import ModelConfig, RopeConfig, to_hf
+from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.nn.config import ModelConfig, RopeConfig
 from nemodiff_jax.nn.model import count_params, init_params
 
 ROPE = RopeConfig(

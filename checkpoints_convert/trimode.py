@@ -10,7 +10,8 @@ from checkpoints_convert.gguf_tokenizer import write_tokenizer
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
 from nemodiff_jax.io.checkpoint import open_checkpoint, tensor_table
-from nemodiff_jax.nn.config import ModelConfig, to_hf
+from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.text.tokenizer import load_tokenizer
 
 

@@ -15,7 +15,8 @@ from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.generate import DecodedIds, decode_ids
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.io.checkpoint import tensor_table
-from nemodiff_jax.nn.config import ModelConfig, preset, to_hf
+from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.nn.config import ModelConfig, preset
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params, Transformer, init_params
 

@@ -13,8 +13,8 @@ from orbax.checkpoint import checkpoint_managers as keeping
 from checkpoints_convert.hf_folder import write_folder, write_lora
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import tensor_table
+from nemodiff_jax.io.hf_config import to_hf
 from nemodiff_jax.io.lora import FOLDER
-from nemodiff_jax.nn.config import to_hf
 from nemodiff_jax.nn.model import Params
 from train.stack import unstack_layers
 from train.start import Start

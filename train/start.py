@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
-from nemodiff_jax.nn.config import ModelConfig, RopeConfig, to_hf
+from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.nn.config import ModelConfig, RopeConfig
 from nemodiff_jax.nn.model import Params, init_params
 from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer

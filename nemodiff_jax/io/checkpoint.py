@@ -14,12 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
+from nemodiff_jax.io.hf_config import from_hf
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
 from nemodiff_jax.io.orbax import OrbaxTensors, is_orbax
 from nemodiff_jax.io.tensors import TensorFolder, open_tensors
-from nemodiff_jax.nn.config import ModelConfig, from_hf
+from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
 from nemodiff_jax.nn.quantize import quantize_kernel, stored_scheme

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from nemodiff_jax.io.checkpoint import tensor_table
+from nemodiff_jax.io.hf_config import from_hf
 from nemodiff_jax.io.names import released_name
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import init_cache, write
-from nemodiff_jax.nn.config import from_hf, preset
+from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import (
   Transformer,
   cached_pass,

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.nn.config import from_hf, preset, to_hf
+from nemodiff_jax.io.hf_config import from_hf, to_hf
+from nemodiff_jax.nn.config import preset
 
 BASE = to_hf(preset("tiny"))
 
