@@ -7,169 +7,30 @@ Two runs, the second from what the first exports:
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from train.configs import base
 
 
 def get_config(stage: str = "joint") -> ConfigDict:
-  """Every field of a run: the 'joint' one, or that of the 'drafter'."""
-  c = ConfigDict()
-  # 'joint': causal and diffusion losses; 'drafter': the LoRA on o_proj.
-  c.objective = "joint"
-  # Of weights, data order and noise.
-  c.seed = 0
-  # Optimiser steps of the run; the schedule is stretched over them.
-  c.steps = 4700
-  # Rows per step, over all devices.
-  c.batch_size = 8
-  # Turns in which a step's rows are computed, to save memory.
-  c.accumulate = 1
-  # Clean tokens per row: a multiple of every block length.
-  c.length = 256
-  # Slots of noisy blocks per row; blocks beyond it are left out.
-  c.noisy_length = 192
-  # Block lengths; each step draws one. Documents start at multiples of the
-  # largest, and each divides it.
-  c.block_lengths = (8, 16, 32)
-  # Of the computation; masters, moments and losses are float32.
-  c.dtype = "float32"
-  # What the backward pass keeps: 'none' (all), 'dots' or 'full' (least).
-  c.remat = "none"
-  # Weight of the causal loss.
-  c.ar_weight = 1.0
-  # Weight of the diffusion loss; 0 leaves the noisy half out.
-  c.diffusion_weight = 1.0
-  # The diffusion loss is divided by the 'supervised' slots, the 'masked' ones,
-  # or 'joint': both losses by masked + supervised together.
-  c.count = "supervised"
-  # Which tokens are hard: 'none', or 'digits'.
-  c.hard = "digits"
-  # Loss weight of hard tokens.
-  c.hard_weight = 2.5
-  # Positions of a row whose logits are in memory at a time.
-  c.chunk = 256
-  # Steps between lines of metrics.
+  """The 'joint' run, or that of the 'drafter'."""
+  c = base.get_config()
+  c.update({"steps": 4700, "batch_size": 8, "accumulate": 1})
+  c.update({"length": 256, "noisy_length": 192, "block_lengths": (8, 16, 32)})
+  c.update({"dtype": "float32", "remat": "none", "chunk": 256})
+  c.update({"diffusion_weight": 1.0, "hard": "digits", "hard_weight": 2.5})
   c.log_every = 50
-  # Steps that are not finite, in a row, after which the run stops.
-  c.max_bad_steps = 10
-
-  c.corruption = ConfigDict()
-  # Smallest masking probability: p = (1 - eps) t + eps.
-  c.corruption.eps = 1e-3
-  # One t ~ U[t_min, 1] per row.
-  c.corruption.t_min = 0.1
-  # Share of rows of which every slot is masked, as in drafting.
-  c.corruption.draft = 0.45
-  # Share of rows of which only hard tokens are masked.
-  c.corruption.hard_last = 0.3
-  # Chance that slot 0 of a row's blocks is given.
-  c.corruption.known_first = 0.7
-  # The same in rows corrupted as a draft.
-  c.corruption.draft_known_first = 0.5
-  # Blocks begin at multiples from the 'document' start or its 'answer'.
-  c.corruption.edges = "answer"
-  # Share of documents whose blocks begin up to C - 1 tokens earlier.
-  c.corruption.shift = 0.6
-  # Whether EOS after a document, to the end of its block, is learned.
-  c.corruption.fill = True
-
-  c.drafter = ConfigDict()
-  # R of the LoRA.
-  c.drafter.rank = 16
-  # The LoRA's term is alpha / R * B A x.
-  c.drafter.alpha = 64.0
-  # Of draft and verifier in the distillation.
-  c.drafter.temperature = 3.0
-  # Likeliest tokens of each that are compared.
-  c.drafter.top = 50
-  # Share of slots whose draft is sampled; the rest are greedy.
-  c.drafter.sampled = 0.9
-  # Blocks of a row whose logits are in memory at a time.
-  c.drafter.blocks = 8
-
-  c.optimizer = ConfigDict()
-  # 'adamw', or 'muon' on the layers' matrices with Adam elsewhere.
-  c.optimizer.name = "muon"
-  # Learning rate after the warm-up.
-  c.optimizer.lr = 5e-3
-  # Learning rate at the end of the decay.
-  c.optimizer.final_lr = 1e-4
-  # Steps of linear warm-up.
-  c.optimizer.warmup = 50
-  # Share of the steps, at the end, in which the rate decays.
-  c.optimizer.decay = 0.667
-  # Of matrices and embeddings; norms are never decayed.
-  c.optimizer.weight_decay = 0.0
-  # Largest global norm of the gradient.
-  c.optimizer.clip = 1.0
-  # Adam's first decay.
-  c.optimizer.b1 = 0.9
-  # Adam's second decay.
-  c.optimizer.b2 = 0.98
-  # Added to Adam's root.
-  c.optimizer.eps = 1e-8
-
-  c.mesh = ConfigDict()
-  # Devices along which the model is copied; -1: the rest.
-  c.mesh.data = 1
-  # Devices over which rows and parameters are split.
-  c.mesh.fsdp = -1
-  # Devices over which heads, ffn and vocabulary are split.
-  c.mesh.tensor = 1
-
-  c.model = ConfigDict()
-  # Id of the mask; None: the checkpoint's.
-  c.model.mask_id = placeholder(int)
-  # Default block length in decoding; None: the checkpoint's.
-  c.model.block_size = 16
-  # Longest text in decoding; None: the checkpoint's.
-  c.model.max_positions = 2048
-  # Of a new model (no --init_from), like all below.
-  c.model.vocab_size = 320
-  # Width D.
-  c.model.hidden_size = 192
-  # Width F of the ffn.
-  c.model.intermediate_size = 576
-  # Layers.
-  c.model.num_layers = 5
-  # Query heads.
-  c.model.num_heads = 6
-  # Key and value heads.
-  c.model.num_kv_heads = 2
-  # Width of a head.
-  c.model.head_dim = 32
-
-  c.data = ConfigDict()
-  # 'arithmetic', JSONL files with commas between, or a folder of shards.
-  c.data.source = "arithmetic"
-  # Streams the data is cut into: a multiple of the processes; divides
-  # batch_size.
-  c.data.shards = 1
-  # Rows that are packed at a time.
-  c.data.bins = 16
-  # Whether the order is drawn from the seed, anew in every epoch.
-  c.data.shuffle = True
-  # A line that cannot be used: 'error', or 'skip' (counted).
-  c.data.on_error = "error"
-
-  c.eval = ConfigDict()
-  # Steps between evaluations; 0: none.
-  c.eval.every = 1500
-  # 'arithmetic', or a JSONL file of messages (or prompt) and answer.
-  c.eval.source = "arithmetic"
-  # Questions (arithmetic: per family).
-  c.eval.questions = 20
-  # Limit of each answer.
+  c.corruption.update({"t_min": 0.1, "draft": 0.45, "hard_last": 0.3})
+  c.corruption.update({"known_first": 0.7, "draft_known_first": 0.5})
+  c.corruption.update({"edges": "answer", "shift": 0.6, "fill": True})
+  c.drafter.update({"rank": 16, "alpha": 64.0, "top": 50})
+  c.optimizer.update({"name": "muon", "lr": 5e-3, "final_lr": 1e-4})
+  c.optimizer.update({"decay": 0.667, "weight_decay": 0.0, "b2": 0.98})
+  c.model.update({"block_size": 16, "max_positions": 2048})
+  c.data.update({"source": "arithmetic", "shards": 1, "bins": 16})
+  c.validation.source = "arithmetic"
+  c.eval.update({"source": "arithmetic", "every": 1500, "questions": 20})
   c.eval.max_new_tokens = 112
-  # Decoding modes that are tried.
-  c.eval.modes = ("ar", "diffusion", "linear_spec", "quadratic_spec")
-
-  c.checkpoint = ConfigDict()
-  # Steps between checkpoints.
-  c.checkpoint.every = 500
-  # Newest checkpoints that are kept.
-  c.checkpoint.keep = 2
-  # Metric of the evaluation whose best checkpoint is kept too; '': none.
-  c.checkpoint.best = ""
+  c.checkpoint.update({"every": 500, "keep": 2})
   if stage == "drafter":
     _as_drafter(c)
   elif stage != "joint":
@@ -177,12 +38,10 @@ def get_config(stage: str = "joint") -> ConfigDict:
   return c
 
 
-def _as_drafter(config: ConfigDict) -> None:
+def _as_drafter(c: ConfigDict) -> None:
   """Changes what the drafter's run does otherwise."""
-  config.objective = "drafter"
-  config.steps = 400
-  config.corruption.update(
-    draft=1.0, hard_last=0.0, draft_known_first=1.0, fill=False
-  )
-  config.optimizer.update(name="adamw", lr=2e-3, warmup=20)
-  config.eval.update(every=200, questions=50, modes=("ar", "linear_spec"))
+  c.update({"objective": "drafter", "steps": 400})
+  c.corruption.update({"draft": 1.0, "hard_last": 0.0})
+  c.corruption.update({"draft_known_first": 1.0, "fill": False})
+  c.optimizer.update({"name": "adamw", "lr": 2e-3, "warmup": 20})
+  c.eval.update({"every": 200, "questions": 50, "modes": ("ar", "linear_spec")})
