@@ -71,7 +71,7 @@ ADAMW = dict(
 
 
 def plan(config: ModelConfig, length: int, dtype, remat: str) -> Plan:
-  canvas = Canvas(length, BLOCK, config.mask_id or 0, config.eos_ids[0])
+  canvas = Canvas(length, BLOCK, config.mask_id or 0, config.eos_ids)
   return Plan(Stack(config, dtype, remat), Joint(), Corruption(), canvas)
 
 

@@ -34,9 +34,11 @@ class Noisy:
   Attributes:
     tokens: [B, M] what the model sees.
     target: [B, M] what the slots hold in truth.
-    chance: [B, M] probability with which the slot was masked; 0: it is given.
+    mask_prob: [B, M] probability with which the slot was masked; 0: it is
+      given.
     masked: [B, M] which are masks.
-    place: [B, M] index of the slot in its row.
+    learned: [B, M] slots that are predicted where they are masks.
+    position: [B, M] index of the slot in its row.
     before: [B, M] index of the block's first slot: the clean keys it sees end
       there; 0 in an unused block.
     start: [B, M] where the block's document starts.
@@ -45,9 +47,10 @@ class Noisy:
 
   tokens: Int[Array, "B M"]
   target: Int[Array, "B M"]
-  chance: Float[Array, "B M"]
+  mask_prob: Float[Array, "B M"]
   masked: Bool[Array, "B M"]
-  place: Int[Array, "B M"]
+  learned: Bool[Array, "B M"]
+  position: Int[Array, "B M"]
   before: Int[Array, "B M"]
   start: Int[Array, "B M"]
   level: Float[Array, "B"]
@@ -60,7 +63,8 @@ class Corruption:
   A row is corrupted in one of three ways: uniformly (each supervised slot with
   probability p = (1 - eps) t + eps, one t per row), as a draft (every slot), or
   hard-last (uniformly, but only hard tokens, as happens in decoding, where
-  easy ones are revealed first).
+  easy ones are revealed first). Slots of a block behind the last learned token
+  of its document are masked alike: decoding cannot know where a text ends.
 
   Attributes:
     eps: smallest p.
@@ -73,8 +77,8 @@ class Corruption:
       from its 'answer' (the first supervised token).
     shift: with 'answer', share of documents whose blocks begin up to C - 1
       tokens before it, at random.
-    fill: whether EOS after a document, to the end of its last block, is
-      learned.
+    fill: whether EOS behind a document, to the end of its last block, is
+      learned; if not, those slots are masked without a loss.
   """
 
   eps: float = 1e-3
@@ -96,19 +100,19 @@ class Canvas:
     noisy: M, slots per row.
     block: C; divides M.
     mask_id: of a masked slot.
-    eos_id: what follows a document.
+    eos_ids: ids that end a text; the first of them follows a document.
   """
 
   noisy: int
   block: int
   mask_id: int
-  eos_id: int
+  eos_ids: tuple[int, ...]
 
 
 def corrupt(
   key: Array,
   rows: Rows,
-  how: Corruption,
+  recipe: Corruption,
   canvas: Canvas,
   hard: Bool[Array, "V"],
 ) -> Noisy:
@@ -122,40 +126,39 @@ def corrupt(
   Args:
     key: of this step.
     rows: the packed documents.
-    how: the recipe.
+    recipe: how they are corrupted.
     canvas: sizes and ids.
     hard: which tokens are hard.
   """
 
   def one(tokens, supervised, start, example) -> Noisy:
     cut, noise = jax.random.split(jax.random.fold_in(key, example))
-    first = _blocks(cut, supervised, start, how, canvas)
-    place = first[:, None] + jnp.arange(canvas.block)[None]
+    first = _blocks(cut, supervised, start, recipe, canvas)
+    position = first[:, None] + jnp.arange(canvas.block)[None]
     used = (first < tokens.size)[:, None]
-    safe = jnp.minimum(place, tokens.size - 1)
+    safe = jnp.minimum(position, tokens.size - 1)
     begin = start[safe[:, :1]]
-    inside = used & (place < tokens.size) & (start[safe] == begin)
-    target = jnp.where(inside, tokens[safe], canvas.eos_id)
-    counts = inside & supervised[safe]
-    if how.fill:
-      last = _of_document(jax.ops.segment_max, supervised, start, -1)[
-        safe[:, :1]
-      ]
-      ended = (last >= 0) & (tokens[last] == canvas.eos_id)
-      beyond = used & ended & (place > last)
-      target = jnp.where(beyond, canvas.eos_id, target)
-      counts |= beyond
-    chance, level = _chance(noise, target, counts, how, hard)
+    inside = used & (position < tokens.size) & (start[safe] == begin)
+    last = _of_document(jax.ops.segment_max, supervised, start, 0)[safe[:, :1]]
+    behind = used & (position > last)
+    target = jnp.where(inside, tokens[safe], canvas.eos_ids[0])
+    learned = inside & supervised[safe]
+    if recipe.fill:
+      filled = behind & jnp.isin(tokens[last], jnp.array(canvas.eos_ids))
+      target = jnp.where(filled, canvas.eos_ids[0], target)
+      learned |= filled
+    mask_prob, level = _mask_prob(noise, target, learned | behind, recipe, hard)
     draw = jax.random.fold_in(noise, 1)
-    masked = jax.random.uniform(draw, chance.shape) < chance
-    wide = lambda x: jnp.broadcast_to(x, place.shape)
+    masked = jax.random.uniform(draw, mask_prob.shape) < mask_prob
+    wide = lambda x: jnp.broadcast_to(x, position.shape)
     parts = Noisy(
       tokens=jnp.where(masked, canvas.mask_id, target),
       target=target,
-      chance=chance,
+      mask_prob=mask_prob,
       masked=masked,
-      place=jnp.where(used, place, 0),
-      before=wide(jnp.where(used, place[:, :1], 0)),
+      learned=learned & (mask_prob > 0),
+      position=jnp.where(used, position, 0),
+      before=wide(jnp.where(used, position[:, :1], 0)),
       start=wide(jnp.where(used, begin, 0)),
       level=level,
     )
@@ -164,16 +167,18 @@ def corrupt(
   return jax.vmap(one)(rows.tokens, rows.supervised, rows.start, rows.example)
 
 
-def _blocks(key, supervised, start, how: Corruption, canvas: Canvas) -> Array:
+def _blocks(
+  key, supervised, start, recipe: Corruption, canvas: Canvas
+) -> Array:
   """Row index of each block's first slot, L where a block is unused."""
   size, c = supervised.size, canvas.block
   index = jnp.arange(size)
   edge = start
-  if how.edges == "answer":
+  if recipe.edges == "answer":
     edge = _of_document(jax.ops.segment_min, supervised, start, size)
-    moved, by = jax.random.split(key)
+    chosen, by = jax.random.split(key)
     by = jax.random.randint(by, (size,), 0, c)
-    by = jnp.where(jax.random.uniform(moved, (size,)) < how.shift, by, 0)
+    by = jnp.where(jax.random.uniform(chosen, (size,)) < recipe.shift, by, 0)
     edge = jnp.maximum(edge - by[start], start)
   reach = index[:, None] + jnp.arange(c)[None]
   safe = jnp.minimum(reach, size - 1)
@@ -189,13 +194,16 @@ def _of_document(reduce, supervised, start, empty: int) -> Array:
   return reduce(index, start, supervised.size)[start]
 
 
-def _chance(key, target, counts, how: Corruption, hard) -> tuple[Array, Array]:
+def _mask_prob(
+  key, target, maskable, recipe: Corruption, hard
+) -> tuple[Array, Array]:
   """Probability that a slot of [blocks, C] is masked, and the row's t."""
   way, level, first = jax.random.uniform(key, (3,))
-  t = how.t_min + (1 - how.t_min) * level
-  draft, easy = way < how.draft, way >= 1 - how.hard_last
-  p = jnp.where(draft, 1.0, (1 - how.eps) * t + how.eps)
+  t = recipe.t_min + (1 - recipe.t_min) * level
+  draft = way < recipe.draft
+  easy = ~draft & (way >= 1 - recipe.hard_last)
+  p = jnp.where(draft, 1.0, (1 - recipe.eps) * t + recipe.eps)
   given = easy & ~hard[target]
-  known = first < jnp.where(draft, how.draft_known_first, how.known_first)
+  known = first < jnp.where(draft, recipe.draft_known_first, recipe.known_first)
   given |= known & (jnp.arange(target.shape[1]) == 0)[None]
-  return jnp.where(counts & ~given, p, 0.0), jnp.where(draft, 1.0, t)
+  return jnp.where(maskable & ~given, p, 0.0), jnp.where(draft, 1.0, t)

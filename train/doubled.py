@@ -99,7 +99,7 @@ def doubled_pass(
     stack,
     params,
     join(noisy.tokens, rows.tokens),
-    join(noisy.place - noisy.start, index - rows.start),
+    join(noisy.position - noisy.start, index - rows.start),
     where.attend,
     drafter,
   )

@@ -89,8 +89,8 @@ def _as_draft(noisy: Noisy, plan: Plan) -> Noisy:
   prompt are, before the answer begins.
   """
   c = plan.canvas.block
-  begun = jnp.cumsum(_fold(noisy.chance > 0, c), -1).reshape(noisy.chance.shape)
-  masked = begun > 0  # Slot 0 is given, so it has no chance.
+  begun = jnp.cumsum(_fold(noisy.learned, c), -1).reshape(noisy.learned.shape)
+  masked = begun > 0  # Slot 0 is given, so it is not learned.
   tokens = jnp.where(masked, plan.canvas.mask_id, noisy.target)
   return dataclasses.replace(noisy, tokens=tokens, masked=masked)
 
@@ -155,7 +155,7 @@ def block_sums(
     before = jnp.roll(logits(some.verify), 1, 2)
     choice = _without(before, plan.canvas.mask_id).argmax(-1)
     match = some.masked & (some.tokens == choice)
-    ends = choice == plan.canvas.eos_id
+    ends = jnp.isin(choice, jnp.array(plan.canvas.eos_ids))
     active = some.masked & _all_before((match & ~ends) | ~some.masked)
     distill, cross = slot_losses(how, logits(some.draft), before, choice)
     total = jnp.maximum(active.sum(-1), 1).astype(jnp.float32)

@@ -27,7 +27,8 @@ class Joint:
     count: what the diffusion branch is divided by: the 'supervised' slots
       (the estimate of the likelihood's bound), the 'masked' ones (about twice
       the weight), or 'joint': both branches by masked + supervised together.
-    hard_weight: weight of hard tokens in both branches; 1 for plain losses.
+    hard_weight: what a hard token counts, in the losses and in what they are
+      divided by, of both branches; 1 for plain losses.
     chunk: positions of each row whose logits are in memory at a time.
   """
 
@@ -45,10 +46,13 @@ class Targets:
   Attributes:
     token: [B, T] the token that the hidden state at this position predicts.
     weight: [B, T] weight of its cross entropy; 0: not learned.
+    counts: [B, T] what it adds to the count that the loss is divided by, if
+      all that may be learned counts: 0, 1, or the weight of a hard token.
   """
 
   token: Int[Array, "B T"]
   weight: Float[Array, "B T"]
+  counts: Float[Array, "B T"]
 
 
 @struct.dataclass
@@ -76,24 +80,28 @@ def align(
   following = shift(rows.tokens)
   scale = lambda t: jnp.where(hard[t], jnp.float32(hard_weight), 1.0)
   learned = same & shift(rows.supervised)
-  clean = Targets(following, jnp.where(learned, scale(following), 0.0))
+  weight = jnp.where(learned, scale(following), 0.0)
+  clean = Targets(following, weight, weight)
   if noisy is None:
     return clean, None
-  weight = scale(noisy.target) / jnp.where(noisy.masked, noisy.chance, 1.0)
+  counts = jnp.where(noisy.learned, scale(noisy.target), 0.0)
+  weight = counts / jnp.where(noisy.masked, noisy.mask_prob, 1.0)
   weight = jnp.where(noisy.masked, weight, 0.0)
-  return clean, Targets(noisy.target, weight)
+  return clean, Targets(noisy.target, weight, counts)
 
 
-def count(joint: Joint, clean: Targets, noisy: Noisy | None) -> Counts:
+def count(
+  joint: Joint, targets: tuple[Targets, Targets | None], noisy: Noisy | None
+) -> Counts:
   """Denominators; of all devices, since the arrays are global."""
-  ar = clean.weight.sum()
-  if noisy is None:
+  clean, masks = targets
+  ar = clean.counts.sum()
+  if noisy is None or masks is None:
     return Counts(_least(ar), jnp.float32(1))
-  masked = noisy.masked.sum().astype(jnp.float32)
-  supervised = (noisy.chance > 0).sum().astype(jnp.float32)
+  supervised = masks.counts.sum()
+  masked = jnp.where(noisy.masked, masks.counts, 0.0).sum()
   if joint.count == "joint":
-    both = masked + ar
-    return Counts(_least(both), _least(both))
+    return Counts(_least(masked + ar), _least(masked + ar))
   chosen = masked if joint.count == "masked" else supervised
   return Counts(_least(ar), _least(chosen))
 
@@ -145,7 +153,7 @@ def weigh(
     return joint.ar_weight * ar, {"ar": ar}
   diffusion = (losses[:, :m] * masks.weight).sum() / counts.diffusion
   level = jnp.minimum((noisy.level * LEVELS).astype(jnp.int32), LEVELS - 1)
-  masked = noisy.masked[..., None].astype(jnp.float32)
+  masked = (noisy.masked & noisy.learned)[..., None].astype(jnp.float32)
   at_level = jax.nn.one_hot(level, LEVELS)[:, None] * masked
   sums = {
     "ar": ar,

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from nemodiff_jax.errors import UserError
 from train import loop, settings
-from train.configs import tiny
+from train.configs import base
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run.")
 _WORKDIR = flags.DEFINE_string(
@@ -58,7 +58,7 @@ def _fail(message: str) -> int:
 
 def parse(argv: list[str]) -> list[str]:
   """Flags; what is wrong with them is an error like those of the run."""
-  known = settings.flatten(tiny.get_config())
+  known = settings.flatten(base.get_config())
   for arg, following in zip(argv, [*argv[1:], ""], strict=True):
     name, _, value = arg.partition("=")
     file = Path((value or following).split(":")[0])

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 import optax.contrib
@@ -13,22 +14,27 @@ OPTIMIZERS = ("adamw", "muon")
 
 
 def schedule(c: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-  """Linear warm-up to lr, constant, linear decay to final_lr at the end.
+  """Linear warm-up to lr, constant, linear decay to final_lr.
+
+  The first step has lr / warmup, the last one final_lr (lr where nothing
+  decays).
 
   Args:
     c: config.optimizer; warmup in steps, decay as a share of all steps.
     steps: of the run.
   """
-  decay = max(1, round(steps * c.decay))
-  start = max(c.warmup + 1, steps - decay)
-  return optax.join_schedules(
-    [
-      optax.linear_schedule(0.0, c.lr, c.warmup),
-      optax.constant_schedule(c.lr),
-      optax.linear_schedule(c.lr, c.final_lr, decay),
-    ],
-    [c.warmup, start],
-  )
+  start = max(c.warmup, steps - round(steps * c.decay))
+  down = max(1, steps - start)
+
+  def rate(count):
+    """Of the step that follows `count` others."""
+    count = jnp.asarray(count, jnp.float32)
+    warm = jnp.minimum(1.0, (count + 1) / max(1, c.warmup))
+    left = jnp.clip((steps - 1 - count) / down, 0.0, 1.0)
+    decayed = c.lr * left + c.final_lr * (1 - left)
+    return jnp.where(count < start, c.lr * warm, decayed)
+
+  return rate
 
 
 def make_optimizer(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from nemodiff_jax.decode.config import MODES
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
-from train.configs import tiny
+from train.configs import base
 from train.corruption import EDGES, Canvas, Corruption
 from train.drafter import DrafterLoss
 from train.losses import COUNTS, Joint
@@ -33,8 +33,24 @@ _CHOICES = {
 _POSITIVE = (
   "steps batch_size accumulate length noisy_length chunk log_every"
   " max_bad_steps drafter.rank drafter.top drafter.blocks data.shards"
-  " data.bins checkpoint.every checkpoint.keep"
+  " data.bins validation.every validation.batches eval.questions"
+  " eval.max_new_tokens checkpoint.every checkpoint.keep"
 ).split()
+# Interval -> keys; a round bracket leaves its end out.
+_RANGES = {
+  "[0, 1]": (
+    "corruption.t_min corruption.draft corruption.hard_last"
+    " corruption.known_first corruption.draft_known_first corruption.shift"
+    " drafter.sampled optimizer.decay"
+  ),
+  "(0, 1]": "corruption.eps",
+  "[0, 1)": "optimizer.b1 optimizer.b2",
+  "(0, inf)": "hard_weight drafter.alpha drafter.temperature optimizer.eps",
+  "(0, inf]": "optimizer.lr optimizer.clip",
+  "[0, inf)": "ar_weight diffusion_weight optimizer.weight_decay",
+  "[0, inf]": "optimizer.final_lr",
+}
+_COUNTS_FROM_0 = ("seed", "optimizer.warmup", "eval.every")
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -50,23 +66,17 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises a UserError unless the configuration is complete and usable."""
-  flat, known = flatten(config), flatten(tiny.get_config())
+  flat, known = flatten(config), flatten(base.get_config())
   for name in flat.keys() - known.keys():
     raise UserError(f"config: unknown key {name!r}{near(name, known)}.")
   for name in sorted(known.keys() - flat.keys()):
     raise UserError(
-      f"config: {name!r} is missing; train/configs/tiny.py names every key."
+      f"config: {name!r} is missing; train/configs/base.py names every key."
     )
   for name, choices in _CHOICES.items():
     if flat[name] not in choices:
       raise UserError(
         f"config.{name} should be one of {choices}, got {flat[name]!r}."
-      )
-  for name in _POSITIVE:
-    if not isinstance(flat[name], int) or flat[name] < 1:
-      raise UserError(
-        f"config.{name} should be a whole number of at least 1, got"
-        f" {flat[name]!r}."
       )
   for mode in config.eval.modes:
     if mode not in MODES:
@@ -78,6 +88,36 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.data.source should be 'arithmetic', JSONL files with commas"
       " between, or a folder of shards; got ''."
     )
+  _check_numbers(flat)
+  _check_together(config)
+  _check_blocks(config)
+
+
+def _check_numbers(flat: dict[str, Any]) -> None:
+  """Raises a UserError for a number out of its range."""
+  whole = dict.fromkeys(_POSITIVE, 1) | dict.fromkeys(_COUNTS_FROM_0, 0)
+  for name, least in whole.items():
+    if not isinstance(flat[name], int) or flat[name] < least:
+      raise UserError(
+        f"config.{name} should be a whole number of at least {least}, got"
+        f" {flat[name]!r}."
+      )
+  if flat["seed"] >= 1 << 32:
+    raise UserError(f"config.seed should be below 2**32, got {flat['seed']}.")
+  for interval, names in _RANGES.items():
+    low, high = (float(x) for x in interval[1:-1].split(","))
+    for name in names.split():
+      x = flat[name]
+      above = x > low if interval[0] == "(" else x >= low
+      below = x < high if interval[-1] == ")" else x <= high
+      if not (above and below):
+        raise UserError(
+          f"config.{name} should be a number in {interval}, got {x!r}."
+        )
+
+
+def _check_together(config: ml_collections.ConfigDict) -> None:
+  """Raises a UserError where one setting does not fit another."""
   best, kinds = config.checkpoint.best, ("accuracy", "tokens_per_forward")
   metrics = [f"eval/{m}_{kind}" for m in config.eval.modes for kind in kinds]
   if best and (best not in metrics or not config.eval.every):
@@ -85,15 +125,27 @@ def check(config: ml_collections.ConfigDict) -> None:
       "config.checkpoint.best should be '' or, with eval.every, one of"
       f" {metrics}, got {best!r}."
     )
-  how = config.corruption
-  if config.objective == "drafter" and (
-    how.draft < 1 or how.draft_known_first < 1
-  ):
+  c = config.corruption
+  if config.objective == "joint" and c.draft + c.hard_last > 1:
+    raise UserError(
+      "config.corruption.draft and hard_last are shares of the rows, at most 1"
+      f" together, got {c.draft} and {c.hard_last}."
+    )
+  if config.objective == "drafter" and (c.draft < 1 or c.draft_known_first < 1):
     raise UserError(
       "config.corruption.draft and draft_known_first should be 1.0 for the"
-      f" drafter, got {how.draft} and {how.draft_known_first}."
+      f" drafter, got {c.draft} and {c.draft_known_first}."
     )
-  _check_blocks(config)
+  if not config.ar_weight and not config.diffusion_weight:
+    raise UserError(
+      "config.ar_weight and diffusion_weight are both 0: nothing would be"
+      " learned; set one of them."
+    )
+  if config.optimizer.warmup > config.steps:
+    raise UserError(
+      f"config.optimizer.warmup should be at most the {config.steps} steps of"
+      f" the run, got {config.optimizer.warmup}."
+    )
 
 
 def _check_blocks(config: ml_collections.ConfigDict) -> None:
@@ -117,24 +169,24 @@ def _check_blocks(config: ml_collections.ConfigDict) -> None:
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Raises a UserError unless rows spread evenly over turns and devices."""
-  shards, turns = row_shards(mesh), config.accumulate
+  """Raises a UserError unless rows spread evenly over devices and streams."""
+  parts, microbatches = row_shards(mesh), config.accumulate
   here = jax.process_index()
   own = sum(
     any(d.process_index == here for d in row)
-    for row in mesh.devices.reshape(shards, -1)
+    for row in mesh.devices.reshape(parts, -1)
   )
-  if own * jax.process_count() != shards:
+  if own * jax.process_count() != parts:
     raise UserError(
       "config.mesh.tensor should lie within a process, which gives rows of its"
-      f" own: of {shards} parts of a batch, this process would hold {own}, and"
+      f" own: of {parts} parts of a batch, this process would hold {own}, and"
       f" there are {jax.process_count()} processes."
     )
-  if config.batch_size % (shards * turns):
+  if config.batch_size % (parts * microbatches):
     raise UserError(
       "config.batch_size should be a multiple of data x fsdp x accumulate ="
-      f" {shards // mesh.shape['fsdp']} x {mesh.shape['fsdp']} x {turns}, got"
-      f" {config.batch_size}."
+      f" {parts // mesh.shape['fsdp']} x {mesh.shape['fsdp']} x {microbatches},"
+      f" got {config.batch_size}; with more devices, lower config.accumulate."
     )
   if config.batch_size % config.data.shards:
     raise UserError(
@@ -164,7 +216,7 @@ def make_plan(
       noisy=config.noisy_length,
       block=block,
       mask_id=-1 if model.mask_id is None else model.mask_id,
-      eos_id=model.eos_ids[0],
+      eos_ids=model.eos_ids,
     ),
     accumulate=config.accumulate,
     seed=config.seed,

@@ -88,7 +88,7 @@ def prepare_joint(
   if plan.joint.diffusion_weight:
     noisy = corrupt(key, rows, plan.how, plan.canvas, hard)
   targets = align(rows, noisy, hard, plan.joint.hard_weight)
-  return (rows, noisy, targets), count(plan.joint, targets[0], noisy)
+  return (rows, noisy, targets), count(plan.joint, targets, noisy)
 
 
 def loss_joint(

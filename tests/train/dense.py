@@ -8,7 +8,7 @@ from tests.twin import NumpyModel
 def doubled_mask(rows, noisy, row: int, block: int, causal=False) -> np.ndarray:
   """[M + L, M + L]: who sees whom in one row, straight from the definition."""
   start = np.asarray(rows.start[row])
-  place, begin = (np.asarray(x[row]) for x in (noisy.place, noisy.start))
+  place, begin = (np.asarray(x[row]) for x in (noisy.position, noisy.start))
   m, size = len(place), len(start)
   mask = np.zeros((m + size, m + size), bool)
   for i in range(m):
@@ -27,7 +27,7 @@ def doubled_mask(rows, noisy, row: int, block: int, causal=False) -> np.ndarray:
 def logits(config, params, rows, noisy, row: int, block: int, **how):
   """[M, V] of the noisy half and [L, V] of the clean half of one row."""
   clean, start = (np.asarray(x[row]) for x in (rows.tokens, rows.start))
-  place, begin = (np.asarray(x[row]) for x in (noisy.place, noisy.start))
+  place, begin = (np.asarray(x[row]) for x in (noisy.position, noisy.start))
   m = len(place)
   out = NumpyModel(config, params, *how.get("lora", ())).logits(
     np.concatenate([np.asarray(noisy.tokens[row]), clean]),
@@ -55,11 +55,11 @@ def joint(config, params, rows, noisy, block, weight=0.3, count="supervised"):
       if learned[i] and start[i] != i:
         ar += cross_entropy(at_clean[i - 1], tokens[i])
         ar_count += 1
-    for i, place in enumerate(np.asarray(noisy.place[row])):
-      supervised += float(noisy.chance[row, i]) > 0
-      if noisy.masked[row, i]:
+    for i, place in enumerate(np.asarray(noisy.position[row])):
+      supervised += bool(noisy.learned[row, i])
+      if noisy.masked[row, i] and noisy.learned[row, i]:
         masked += 1
-        p = float(noisy.chance[row, i])
+        p = float(noisy.mask_prob[row, i])
         diffusion += cross_entropy(at_noisy[i], tokens[place]) / p
   if count == "joint":
     return (ar + weight * diffusion) / (masked + ar_count)

@@ -23,20 +23,21 @@ def test_loss_and_gradients_are_automodels():
   supervised = jnp.asarray(given["supervised"])
   zero = jnp.zeros_like(tokens)
   rows = Rows(tokens, supervised, zero, jnp.arange(golden.ROWS))
-  chance = jnp.where(supervised, jnp.asarray(given["chance"]), 0.0)
+  prob = jnp.where(supervised, jnp.asarray(given["chance"]), 0.0)
   noisy = Noisy(
     tokens=tokens,
     target=tokens,
-    chance=chance,
+    mask_prob=prob,
+    learned=supervised,
     masked=jnp.asarray(given["masked"]),
-    place=index,
+    position=index,
     before=zero,
     start=zero,
     level=jnp.asarray(given["chance"][:, 0]),
   )
   joint = Joint(diffusion_weight=golden.ALPHA, chunk=7)
   targets = align(rows, noisy, jnp.zeros(golden.VOCAB, bool), 1.0)
-  counts = count(joint, targets[0], noisy)
+  counts = count(joint, targets, noisy)
 
   @jax.jit
   @jax.value_and_grad

@@ -28,7 +28,7 @@ def plan(tiny) -> Plan:
     Stack(tiny.config),
     Joint(),
     Corruption(draft=1.0, draft_known_first=1.0, edges="answer", shift=1.0),
-    Canvas(LENGTH, BLOCK, tiny.config.mask_id, tiny.config.eos_ids[0]),
+    Canvas(LENGTH, BLOCK, tiny.config.mask_id, tiny.config.eos_ids),
   )
 
 
@@ -99,7 +99,7 @@ def test_blocks_are_drafted_with_the_lora_and_verified_without(
   tokens = np.asarray(tokens).reshape(3, LENGTH)
   said = noisy.replace(tokens=jnp.asarray(tokens))
   with_lora = {"lora": (tiny.lora, ALPHA / RANK)}
-  eos, mask = plan.canvas.eos_id, plan.canvas.mask_id
+  (eos,), mask = plan.canvas.eos_ids, plan.canvas.mask_id
   accepted, distill, cross, used = 0, 0.0, 0.0, 0
   for row in range(3):
     args = tiny.config, tiny.params, rows
@@ -146,7 +146,9 @@ def test_a_draft_sees_nothing_beyond_its_first_slot(tiny, rows, plan):
     learned, start = (np.asarray(x[row]) for x in (rows.supervised, rows.start))
     for at in range(0, LENGTH, BLOCK):
       one = lambda x, i=row, j=at: np.asarray(x)[i, j : j + BLOCK]
-      masked, place, seen = map(one, (noisy.masked, noisy.place, noisy.tokens))
+      masked, place, seen = map(
+        one, (noisy.masked, noisy.position, noisy.tokens)
+      )
       if not masked.any():
         continue
       used += 1

@@ -23,9 +23,7 @@ def plan_of(tiny, **changes) -> Plan:
     "stack": Stack(tiny.config, remat="none"),
     "joint": Joint(chunk=12, **joint),
     "how": Corruption(),
-    "canvas": Canvas(
-      LENGTH, BLOCK, tiny.config.mask_id, tiny.config.eos_ids[0]
-    ),
+    "canvas": Canvas(LENGTH, BLOCK, tiny.config.mask_id, tiny.config.eos_ids),
   }
   return Plan(**given | changes)
 
@@ -134,22 +132,35 @@ def test_noise_belongs_to_the_example_and_the_step(tiny, rows):
   assert not np.array_equal(draw(1, rows).level, first.level)
 
 
+def last_learned(rows, at=None) -> np.ndarray:
+  """[B, L] the last supervised index of each token's document; at some."""
+  start, learned = np.asarray(rows.start), np.asarray(rows.supervised)
+  last = np.array([
+    [max(np.flatnonzero(s & (b == i)), default=-1) for i in b]
+    for s, b in zip(learned, start, strict=True)
+  ])  # fmt: skip
+  return last if at is None else np.take_along_axis(last, at, 1)
+
+
 def test_prompts_are_never_masked_and_the_rate_is_p(tiny, rows):
   many = jax.tree.map(lambda x: jnp.tile(x, (200,) + (1,) * (x.ndim - 1)), rows)
   many = many.replace(example=jnp.arange(600, dtype=jnp.int32))
   plan = plan_of(tiny)
   noisy = corrupted(plan, many)
-  at = np.asarray(noisy.place)
+  at = np.asarray(noisy.position)
   learned = np.take_along_axis(np.asarray(many.supervised), at, 1)
-  masked, chance = np.asarray(noisy.masked), np.asarray(noisy.chance)
-  assert not masked[~learned].any()
+  masked, prob = np.asarray(noisy.masked), np.asarray(noisy.mask_prob)
+  behind = at > last_learned(many, at)
+  assert not masked[~learned & ~behind].any() and behind.any()
+  assert not np.asarray(noisy.learned)[~learned].any()
+  learned |= behind  # Masked as often, though without a loss.
   p = (1 - 1e-3) * np.asarray(noisy.level) + 1e-3
   np.testing.assert_allclose(
-    chance[learned], np.broadcast_to(p[:, None], at.shape)[learned], rtol=1e-6
+    prob[learned], np.broadcast_to(p[:, None], at.shape)[learned], rtol=1e-6
   )
-  off = (masked - chance)[learned]
+  off = (masked - prob)[learned]
   assert abs(off.mean()) < 4 * np.sqrt(
-    (chance * (1 - chance))[learned].mean() / off.size
+    (prob * (1 - prob))[learned].mean() / off.size
   )
   assert abs(np.asarray(noisy.level).mean() - 0.5) < 0.05
 
@@ -168,7 +179,7 @@ def test_blocks_may_start_at_the_answer_and_end_in_learned_eos(tiny):
     example=jnp.zeros(1, jnp.int32),
   )
   how = Corruption(draft=1.0, draft_known_first=1.0, edges="answer", fill=True)
-  canvas = Canvas(24, 8, tiny.config.mask_id, eos)
+  canvas = Canvas(24, 8, tiny.config.mask_id, (eos,))
   noisy = corrupted(plan_of(tiny, how=how, canvas=canvas), rows)
   assert noisy.before[0, ::8].tolist() == [3, 11, 0]
   assert noisy.target[0, :8].tolist() == list(range(23, 31))
@@ -180,11 +191,11 @@ def test_blocks_may_start_at_the_answer_and_end_in_learned_eos(tiny):
 def test_a_shifted_block_keeps_its_prompt_tokens_clean(tiny, rows):
   how = Corruption(draft=1.0, edges="answer", shift=1.0)
   noisy = corrupted(plan_of(tiny, how=how), rows)
-  at = np.asarray(noisy.place)
+  at = np.asarray(noisy.position)
   room = np.pad(np.asarray(rows.supervised), ((0, 0), (0, at.max() + 1)))
   learned = np.take_along_axis(room, at, 1)  # Nothing beyond the row's end.
   masked, before = np.asarray(noisy.masked), np.asarray(noisy.before)
-  assert not masked[~learned].any()
+  assert not masked[~learned & (at <= last_learned(rows, before))].any()
   assert (before >= np.asarray(noisy.start)).all()
   assert (
     np.asarray(noisy.start)
