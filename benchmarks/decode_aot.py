@@ -2,14 +2,17 @@
 
     make .venv/.dev
     JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.decode_aot \
-      [--chips=h200,b200] [--sizes=3b,8b,14b] [--layers=N] [--implementation=xla]
+      [--chips=h200,b200] [--sizes=3b,8b,14b] [--modes=ar] [--layers=N] \
+      [--schemes=none,int8] [--implementation=xla]
 
 For each mode, size and chip, at batch 1 with a cache of 4096 positions: the
 temporary memory of the loop, copies of a cache-shaped buffer, CUDA graphs per
-pass, and seconds to compile (without the autotuning of a real device).
+pass, kernels per layer, of these GEMMs, and seconds to compile (without the
+autotuning of a real device).
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -27,16 +30,20 @@ from absl import app, flags
 from benchmarks.programs import Program
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.config import MODES
-from nemodiff_jax.nn.config import preset
+from nemodiff_jax.nn.config import ModelConfig, preset
 from pallas_kernels import aot
 
 CHIPS = flags.DEFINE_list("chips", ["h200", "b200"], "Chips to compile for.")
 _SIZES = flags.DEFINE_list("sizes", ["8b"], "Released sizes.")
 _MODES = flags.DEFINE_list("modes", list(MODES), "Decoding modes.")
+_SCHEMES = flags.DEFINE_list("schemes", ["none"], "none, int8.")
 _LAYERS = flags.DEFINE_integer("layers", None, "Layers; default: all.")
 _IMPLEMENTATION = flags.DEFINE_string(
   "implementation", None, "Default: chosen."
 )
+
+
+_HOLDERS = ("kCommandBuffer", "kConditional", "kSequential", "kWhile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,9 @@ class Compiled:
     kernels: attention kernels by Mosaic or Triton in the program.
     body: kinds of what the host launches per pass; one CUDA graph is
       ('kCommandBuffer',).
+    names: the kernels of a pass, those of a graph one by one.
+    sums: products of a row with a kernel that XLA makes by a sum, where it
+      may round each to bfloat16 and write them all.
     seconds: to trace, lower and compile.
   """
 
@@ -58,7 +68,18 @@ class Compiled:
   copies: int
   kernels: int
   body: tuple[str, ...]
+  names: tuple[str, ...]
+  sums: int
   seconds: float
+
+  def per_layer(self, layers: int) -> tuple[float, float]:
+    """(kernels, GEMMs) per layer, from one attention to the next."""
+    at = [i for i, n in enumerate(self.names) if n == "kCustomCall"]
+    if layers < 2 or len(at) < layers:
+      return math.nan, math.nan
+    between = self.names[at[0] : at[len(at) // layers * (layers - 1)]]
+    gemms = sum("gemm" in name.lower() for name in between)
+    return len(between) / (layers - 1), gemms / (layers - 1)
 
 
 def compiled(chip: str, program: Program) -> Compiled:
@@ -76,7 +97,7 @@ def compiled(chip: str, program: Program) -> Compiled:
     )
     seconds = time.perf_counter() - start
     (thunks,) = Path(folder).glob("*.thunk_sequence_after_thunk_passes.txt")
-    body = loop_body(thunks.read_text())
+    thunks = thunks.read_text()
   text, memory = done.as_text() or "", done.memory_analysis()
   if memory is None:
     raise SystemExit("the compiler tells nothing of memory")
@@ -85,7 +106,9 @@ def compiled(chip: str, program: Program) -> Compiled:
     aliased=memory.alias_size_in_bytes,
     copies=copies(text, math.prod(state.cache.k[0].shape)),
     kernels=len(re.findall(r'custom_call_target="(?:mosaic|triton)', text)),
-    body=body,
+    body=loop_body(thunks),
+    names=kernels(thunks),
+    sums=column_sums(text, program.model),
     seconds=seconds,
   )
 
@@ -97,23 +120,43 @@ def copies(text: str, elements: int) -> int:
   return sum(size == elements for size in sizes)
 
 
+def column_sums(text: str, model: ModelConfig) -> int:
+  """Elementwise products in optimised HLO as large as a projection's kernel.
+
+  At one row nothing else of a pass is as large.
+  """
+  least = model.hidden_size * model.num_kv_heads * model.head_dim
+  found = re.findall(r"= \w+\[([\d,]*)\][^=\n]*? multiply\(", text)
+  sizes = [math.prod(int(x) for x in f.split(",") if x) for f in found]
+  return sum(size >= least for size in sizes)
+
+
 def loop_body(thunks: str) -> tuple[str, ...]:
   """Kinds of the thunks in the body of the outermost loop, in order."""
+  found = _body(thunks)
+  return tuple(kind for indent, kind, _ in found if indent == found[0][0])
+
+
+def kernels(thunks: str) -> tuple[str, ...]:
+  """Names of what that body runs, the kernels of its graphs one by one."""
+  return tuple(n for _, kind, n in _body(thunks) if kind not in _HOLDERS)
+
+
+def _body(thunks: str) -> list[tuple[int, str, str]]:
+  """(indent, kind, name) of what lies in the body of the outermost loop."""
   lines = iter(thunks.splitlines())
   for line in lines:
     if line.strip() == "body:":
       break
-  kinds, depth = [], None
+  body = []
   for line in lines:
-    found = re.match(r"( *)\d+: (k\w+)", line)
+    found = re.match(r"( *)\d+: (k\w+)\s+\[[^]]*\] *(\S*)", line)
     if found is None:
       continue
-    depth = len(found[1]) if depth is None else depth
-    if len(found[1]) < depth:
+    if body and len(found[1]) < body[0][0]:
       break
-    if len(found[1]) == depth:
-      kinds.append(found[2])
-  return tuple(kinds)
+    body.append((len(found[1]), found[2], found[3]))
+  return body
 
 
 def in_own_process(module: str, chips: list[str]) -> bool:
@@ -137,20 +180,26 @@ def main(argv):
     return
   (chip,) = CHIPS.value
   print(f"{chip}, jax {jax.__version__}, batch 1, cache 4096, bfloat16")
-  print("| size | layers | mode | temporary MiB | in place MiB | cache copies |"
-        " host launches per pass | attention kernels | seconds |")  # fmt: skip
-  print("|---|---|---|---|---|---|---|---|---|")
-  for size in _SIZES.value:
+  print("| size | layers | weights | mode | temporary MiB | in place MiB |"
+        " cache copies | host launches per pass | attention kernels |"
+        " kernels per layer | GEMMs per layer | sums for products |"
+        " seconds |")  # fmt: skip
+  print("|---" * 13 + "|")
+  for size, scheme, mode in itertools.product(
+    _SIZES.value, _SCHEMES.value, _MODES.value
+  ):
     model = preset(size)
     layers = _LAYERS.value or model.num_layers
     model = dataclasses.replace(model, num_layers=layers)
-    for mode in _MODES.value:
-      c = compiled(chip, Program(model, mode, attention=_IMPLEMENTATION.value))
-      graph = c.body == ("kCommandBuffer",)
-      launches = "1 graph" if graph else str(len(c.body))
-      print(f"| {size} | {layers} | {mode} | {c.temp / 2**20:.1f} |"
-            f" {c.aliased / 2**20:.0f} | {c.copies} | {launches} |"
-            f" {c.kernels} | {c.seconds:.0f} |", flush=True)  # fmt: skip
+    how = _IMPLEMENTATION.value
+    c = compiled(chip, Program(model, mode, attention=how, scheme=scheme))
+    graph = c.body == ("kCommandBuffer",)
+    launches = "1 graph" if graph else str(len(c.body))
+    launched, gemms = c.per_layer(layers)
+    print(f"| {size} | {layers} | {scheme} | {mode} | {c.temp / 2**20:.1f} |"
+          f" {c.aliased / 2**20:.0f} | {c.copies} | {launches} |"
+          f" {c.kernels} | {launched:.1f} | {gemms:.1f} | {c.sums} |"
+          f" {c.seconds:.0f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

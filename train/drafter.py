@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from nemodiff_jax.nn.config import ModelConfig
+from nemodiff_jax.nn.layers import linear
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
 from train.corruption import Noisy, Rows, corrupt
@@ -148,9 +149,7 @@ def block_sums(
 
   @jax.checkpoint
   def part(some: Blocks) -> dict[str, Array]:
-    logits = lambda h: jnp.matmul(
-      h, kernel.astype(h.dtype), preferred_element_type=jnp.float32
-    )
+    logits = lambda h: linear(h, kernel.astype(h.dtype), jnp.float32)
     # A verifier's logits predict the next slot; slot 0 is known.
     before = jnp.roll(logits(some.verify), 1, 2)
     choice = _without(before, plan.canvas.mask_id).argmax(-1)
@@ -225,9 +224,7 @@ def _draft_tokens(plan: Plan, how, kernel, hidden, keys) -> Array:
 
   def one(_, given):
     i, h = given
-    logits = jnp.matmul(
-      h, kernel.astype(h.dtype), preferred_element_type=jnp.float32
-    )
+    logits = linear(h, kernel.astype(h.dtype), jnp.float32)
     logits = _without(logits, plan.canvas.mask_id)
     fold = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
     noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:]))(fold)

@@ -8,6 +8,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from nemodiff_jax.nn.layers import linear
 from nemodiff_jax.nn.model import Params
 from train.corruption import Noisy, Rows
 from train.doubled import clean_pass, doubled_pass
@@ -185,7 +186,7 @@ def token_losses(
     return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
   def part(h: Array, t: Array) -> Array:
-    logits = jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=acc)
+    logits = linear(h, kernel.astype(h.dtype), acc)
     chosen = jnp.take_along_axis(logits, t[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - chosen
 

@@ -105,8 +105,7 @@ def decode_ids(
   decoder, weights, state = start(
     module, weights, config, prompts, settings, batch, attention
   )
-  with _exact(module):
-    state = driver.run(decoder, weights, state)
+  state = driver.run(decoder, weights, state)
   return _results(config, state, settings)[: len(prompts)]
 
 
@@ -210,9 +209,8 @@ def stream_ids(
   if tokenizer is not None:
     for row, s in enumerate(settings):
       texts[row] = TextStream(tokenizer, s.stop)
-  with _exact(module):
-    for state in driver.passes(decoder, weights, begun, texts):
-      yield Moment(config, settings, state, texts)
+  for state in driver.passes(decoder, weights, begun, texts):
+    yield Moment(config, settings, state, texts)
 
 
 def start(
@@ -239,9 +237,8 @@ def start(
     capacity = cache.capacity
   padding = max(0, (batch or 0) - len(prompts))
   rows = make_rows(module.config, config, [*settings, *[settings[0]] * padding])
-  with _exact(module):
-    padded = [*prompts, *[()] * padding]
-    state = prefill(decoder, weights, padded, rows, capacity, cache, cached)
+  padded = [*prompts, *[()] * padding]
+  state = prefill(decoder, weights, padded, rows, capacity, cache, cached)
   return decoder, weights, state
 
 
@@ -384,9 +381,3 @@ def _logprobs(
     top_ids=[i[k].tolist() for i, k in zip(ids, kept, strict=True)],
     top=[v[k].tolist() for v, k in zip(values, kept, strict=True)],
   )
-
-
-def _exact(module: Transformer):
-  """Float32 stays float32 on GPUs too (no TF32), so that modes agree."""
-  full = jnp.dtype(module.dtype) == jnp.float32
-  return jax.default_matmul_precision("highest" if full else "default")

@@ -1,5 +1,6 @@
 """RMSNorm, linear maps, rotary embedding, SwiGLU."""
 
+import functools
 import math
 
 import jax
@@ -11,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig
+from pallas_kernels.range_attention import matmul_precision
 
 
 class RMSNorm(nn.Module):
@@ -52,8 +54,25 @@ class Linear(nn.Module):
 def linear(
   x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], out_dtype=None
 ) -> Float[Array, "*rows O"]:
-  """X @ kernel, accumulated and returned in out_dtype (that of x if None)."""
-  return jnp.matmul(x, kernel, preferred_element_type=out_dtype or x.dtype)
+  """X @ kernel, accumulated and returned in out_dtype (that of x if None).
+
+  On a GPU a single row of bfloat16 is computed as two. Of one row XLA makes a
+  product and a sum over columns, where it rounds each product to bfloat16 and
+  writes them all to memory; of two it makes a GEMM.
+  """
+  product = functools.partial(
+    jnp.matmul,
+    precision=matmul_precision(x.dtype),
+    preferred_element_type=out_dtype or x.dtype,
+  )
+
+  def two_rows(x: Array, kernel: Array) -> Array:
+    rows = jnp.pad(x.reshape(1, -1), ((0, 1), (0, 0)))
+    return product(rows, kernel)[0].reshape(*x.shape[:-1], -1)
+
+  if x.dtype != jnp.bfloat16 or math.prod(x.shape[:-1]) != 1:
+    return product(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=product, default=two_rows)
 
 
 class SwiGLU(nn.Module):

@@ -15,6 +15,7 @@ from nemodiff_jax.nn.layers import Linear, RMSNorm, Rotary, SwiGLU, rotary
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.quantize import quantize
 from nemodiff_jax.nn.sharding import gather, heads_apart
+from pallas_kernels.range_attention import matmul_precision
 
 Params = dict[str, Any]
 
@@ -103,7 +104,11 @@ class Transformer(nn.Module):
     if self.config.tie_embeddings:
       table = self.embed_tokens.embedding
       return jnp.einsum(
-        "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
+        "...d,vd->...v",
+        hidden,
+        table,
+        precision=matmul_precision(hidden.dtype),
+        preferred_element_type=jnp.float32,
       )
     return self.diffusion_head(hidden)
 

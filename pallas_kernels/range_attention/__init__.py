@@ -7,5 +7,6 @@ a second shard of keys can be added exactly with `merge`.
 
 from pallas_kernels.range_attention.api import range_attention
 from pallas_kernels.range_attention.local import local_attention, merge
+from pallas_kernels.range_attention.reference import matmul_precision
 
-__all__ = ["local_attention", "merge", "range_attention"]
+__all__ = ["local_attention", "matmul_precision", "merge", "range_attention"]

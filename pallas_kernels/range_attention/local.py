@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.range_attention.reference import accumulator
+from pallas_kernels.range_attention.reference import product
 
 
 def local_attention(
@@ -33,25 +33,19 @@ def local_attention(
   batch, queries, heads, dim = q.shape
   if block < 1 or queries % block:
     raise ValueError(f"the {queries} queries should be a multiple of {block=}.")
-  acc = accumulator(q.dtype)
   kv_heads = k.shape[2]
   rows = batch * (queries // block)
   q = q.reshape(rows, block, kv_heads, heads // kv_heads, dim)
   k, v = (x.reshape(rows, block, kv_heads, dim) for x in (k, v))
-  scores = jnp.einsum("btkgh,bskh->btkgs", q, k, preferred_element_type=acc)
-  scores = scores * jnp.asarray(dim**-0.5, acc)
+  scores = product("btkgh,bskh->btkgs", q, k)
+  scores = scores * jnp.asarray(dim**-0.5, scores.dtype)
   if causal:
     seen = jnp.tril(jnp.ones((block, block), bool))
     scores = jnp.where(seen[None, :, None, None], scores, -jnp.inf)
   peak = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - peak)
   total = weights.sum(-1, keepdims=True)
-  out = jnp.einsum(
-    "btkgs,bskh->btkgh",
-    (weights / total).astype(v.dtype),
-    v,
-    preferred_element_type=acc,
-  )
+  out = product("btkgs,bskh->btkgh", (weights / total).astype(v.dtype), v)
   lse = peak + jnp.log(total)
   out = out.reshape(batch, queries, heads, dim).astype(q.dtype)
   return out, lse.reshape(batch, queries, heads)

@@ -48,16 +48,11 @@ def _attend(q, k, v, k_end, k_start):
   def body(i, carry):
     out, peak, total = carry
     k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
-    scores = jnp.where(mask, _scores(q, k_i, acc), _MASKED)
+    scores = jnp.where(mask, _scores(q, k_i), _MASKED)
     peak_i = jnp.maximum(peak, scores.max(-1))  # Above _MASKED: see start.
     weights = jnp.exp(scores - peak_i[..., None])  # 0 where masked.
     decay = jnp.exp(peak - peak_i)
-    added = jnp.einsum(
-      "bktgs,bskh->bktgh",
-      weights.astype(v.dtype),
-      v_i,
-      preferred_element_type=acc,
-    )
+    added = product("bktgs,bskh->bktgh", weights.astype(v.dtype), v_i)
     total = total * decay + weights.sum(-1)
     return out * decay[..., None] + added, peak_i, total
 
@@ -129,23 +124,12 @@ def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse):
   def body(i, carry):
     dq, dk, dv = carry
     k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
-    weights = jnp.where(mask, jnp.exp(_scores(q, k_i, acc) - lse), 0.0)
-    d_weights = jnp.einsum(
-      "bktgh,bskh->bktgs", d_out, v_i, preferred_element_type=acc
-    )
+    weights = jnp.where(mask, jnp.exp(_scores(q, k_i) - lse), 0.0)
+    d_weights = product("bktgh,bskh->bktgs", d_out, v_i)
     d_scores = (weights * (d_weights - delta) * scale).astype(q.dtype)
-    dq += jnp.einsum(
-      "bktgs,bskh->bktgh", d_scores, k_i, preferred_element_type=acc
-    )
-    dk_i = jnp.einsum(
-      "bktgs,bktgh->bskh", d_scores, q, preferred_element_type=acc
-    )
-    dv_i = jnp.einsum(
-      "bktgs,bktgh->bskh",
-      weights.astype(q.dtype),
-      d_out,
-      preferred_element_type=acc,
-    )
+    dq += product("bktgs,bskh->bktgh", d_scores, k_i)
+    dk_i = product("bktgs,bktgh->bskh", d_scores, q)
+    dv_i = product("bktgs,bktgh->bskh", weights.astype(q.dtype), d_out)
     at = _chunk_start(i, k.shape[1])
     return dq, _add_at(dk, dk_i, at), _add_at(dv, dv_i, at)
 
@@ -166,6 +150,23 @@ range_attention.defvjp(_forward, backward)
 def accumulator(dtype) -> jnp.dtype:
   """The dtype to sum in: float32, or float64 for float64."""
   return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def matmul_precision(dtype) -> lax.Precision:
+  """Float32 stays float32 on GPUs too (no TF32), so that modes agree."""
+  low = dtype in (jnp.bfloat16, jnp.float16)
+  return lax.Precision.DEFAULT if low else lax.Precision.HIGHEST
+
+
+def product(spec: str, a: Array, b: Array) -> Array:
+  """The einsum of two arrays of one dtype, in the accumulator's dtype."""
+  return jnp.einsum(
+    spec,
+    a,
+    b,
+    precision=matmul_precision(a.dtype),
+    preferred_element_type=accumulator(a.dtype),
+  )
 
 
 def _cut(x: Array) -> Array:
@@ -192,9 +193,9 @@ def _group(x: Array, kv_heads: int) -> Array:
   return jnp.moveaxis(x.reshape(shape), 2, 1)
 
 
-def _scores(q: Array, k: Array, acc) -> Array:
-  scores = jnp.einsum("bktgh,bskh->bktgs", q, k, preferred_element_type=acc)
-  return scores * jnp.asarray(q.shape[-1] ** -0.5, acc)
+def _scores(q: Array, k: Array) -> Array:
+  scores = product("bktgh,bskh->bktgs", q, k)
+  return scores * jnp.asarray(q.shape[-1] ** -0.5, scores.dtype)
 
 
 def _chunk_range(keys: int, k_end, k_start) -> tuple[Array, Array]:

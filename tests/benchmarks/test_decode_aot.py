@@ -19,8 +19,12 @@ from pallas_kernels.chips import CHIPS
 reason = aot.unavailable()
 needs_compiler = pytest.mark.skipif(reason is not None, reason=str(reason))
 
+MOST_KERNELS = 20  # Per layer of ar.
 
-def gate(chip: str, size: str, modes: list[str], layers: int) -> None:
+
+def gate(
+  chip: str, size: str, modes: list[str], layers: int, scheme: str = "none"
+) -> None:
   """What must hold at batch 1 with a cache of 4096 positions.
 
   In a process of its own: Mosaic compiles for one kind of chip in each.
@@ -29,6 +33,7 @@ def gate(chip: str, size: str, modes: list[str], layers: int) -> None:
     [
       sys.executable, "-m", "benchmarks.decode_aot", f"--chips={chip}",
       f"--sizes={size}", f"--modes={','.join(modes)}", f"--layers={layers}",
+      f"--schemes={scheme}",
     ],
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -36,14 +41,26 @@ def gate(chip: str, size: str, modes: list[str], layers: int) -> None:
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   print(done.stdout)
-  rows = [line.split(" | ") for line in done.stdout.splitlines()[3:]]
-  assert [row[2] for row in rows] == modes
-  for _, _, mode, temporary, in_place, copies, launches, kernels, _ in rows:
-    assert launches == "1 graph"
-    assert copies == "0"
-    assert int(kernels) == layers
-    assert float(temporary) < (256 if mode == "quadratic_spec" else 64)
-    assert int(in_place) >= layers * 2 * 4096 * 8 * 128 * 2 / 2**20  # Caches.
+  names, _, *lines = done.stdout.splitlines()[1:]
+  names = names.strip("| ").split(" | ")
+  rows = [
+    dict(zip(names, line.strip("| ").split(" | "), strict=True))
+    for line in lines
+  ]
+  assert [row["mode"] for row in rows] == modes
+  for row in rows:
+    assert row["host launches per pass"] == "1 graph"
+    assert row["cache copies"] == "0"
+    assert int(row["attention kernels"]) == layers
+    most = {"quadratic_spec": 256, "ar": 4}.get(row["mode"], 64)
+    assert float(row["temporary MiB"]) < most
+    caches = layers * 2 * 4096 * 8 * 128 * 2 / 2**20
+    assert int(row["in place MiB"]) >= caches
+    if row["mode"] == "ar":
+      assert row["sums for products"] == "0"
+      assert float(row["kernels per layer"]) <= MOST_KERNELS
+      # q, k and v are one, so are gate and up of the 3B.
+      assert float(row["GEMMs per layer"]) <= 5
 
 
 @needs_compiler
@@ -55,11 +72,22 @@ def test_aot_mosaic_loop_is_one_graph_without_copies(chip, mode):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+  ("size", "scheme"), [("3b", "none"), ("8b", "int8"), ("14b", "none")]
+)
+def test_aot_one_row_takes_gemms(size, scheme):
+  """No product is written before its sum: 16 MiB, 32 in int8, for the 8B."""
+  gate("h200", size, ["ar"], layers=2, scheme=scheme)
+
+
+@needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["none", "int8"])
 @pytest.mark.parametrize("size", ["3b", "8b", "14b"])
 @pytest.mark.parametrize("chip", ["h200", "b200"])
-def test_aot_mosaic_every_loop_of_every_size(chip, size):
-  gate(chip, size, list(MODES), preset(size).num_layers)
+def test_aot_mosaic_every_loop_of_every_size(chip, size, scheme):
+  modes = list(MODES) if scheme == "none" else ["ar"]
+  gate(chip, size, modes, preset(size).num_layers, scheme)
 
 
 @needs_compiler
@@ -88,6 +116,16 @@ def test_copies_count_buffers_of_the_named_size():
   assert decode_aot.copies(text, 1024) == 1
 
 
+def test_column_sums_are_products_as_large_as_a_kernel():
+  text = """
+    %a = bf16[4096,1024]{1,0} multiply(%x, %y)
+    ROOT %b = f32[1,4096,1024]{2,1,0} multiply(%x, %y)
+    %c = bf16[272,14336]{1,0} multiply(%x, %y)
+    %d = bf16[4096,1024]{1,0} add(%x, %multiply.1)
+  """
+  assert decode_aot.column_sums(text, preset("8b")) == 2
+
+
 def test_loop_body_lists_what_the_host_launches():
   one = """001: kWhile [source | sink]
 condition:
@@ -99,6 +137,7 @@ condition:
 003: kCopy [source | sink]
 """
   assert decode_aot.loop_body(one) == ("kCommandBuffer",)
+  assert decode_aot.kernels(one) == ("kCopy", "attention")
   two = one.replace(
     "003: kCopy [source | sink]\n", "    005: kWhile [source | sink]\n"
   )

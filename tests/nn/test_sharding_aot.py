@@ -46,7 +46,8 @@ def test_aot_of_14b_on_two_h200(mode, scheme, layers):
   rows = {"ar": 1, "quadratic_spec": 16 * 17}.get(mode, 32)
   reduced = results(text, "all-reduce")
   assert len(reduced) == 2 * layers
-  assert {elements for _, elements in reduced} == {rows * width}
+  computed = max(rows, 2)  # One row is computed as two: see layers.linear.
+  assert {elements for _, elements in reduced} == {computed * width}
   gathered = results(text, "all-gather")
   heads = {"ar": [1], "quadratic_spec": [16, 15]}.get(mode, [32])
   expect = [rows * width, *(n * config.vocab_size for n in heads)]
