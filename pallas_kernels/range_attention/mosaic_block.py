@@ -66,7 +66,9 @@ def launch(
     functools.partial(_body, compute, chip, sizes),
     out_type=(
       jax.ShapeDtypeStruct((*lead, sizes.dim), kind),
-      jax.ShapeDtypeStruct(lead, jnp.float32),
+      jax.ShapeDtypeStruct(
+        (*lead[:-1], sizes.tiles * sizes.tile), jnp.float32
+      ),
     ),
     scratch_types={"ring": _ring(chip, sizes, q.dtype)}
     | scratch(chip, sizes, q.dtype, kind)
@@ -242,10 +244,19 @@ def store(acc, log, sums, logs, out, lse, place: Place, dim: int):
     sums: shared memory for some columns of the output.
     logs: shared memory for `log`.
     out: partial results, [B, K, parts, R, H].
-    lse: [B, K, parts, R].
+    lse: [B, K, parts, tiles * tile]: this store is one run of bytes, which
+      the chip cuts nowhere but at the end of the whole array.
     place: of the warpgroup.
     dim: H.
+
+  Raises:
+    ValueError: a row of lse does not hold whole stores.
   """
+  if lse.shape[-1] % logs.shape[-1]:
+    raise ValueError(
+      f"a row of lse should hold whole stores of {logs.shape[-1]}, got"
+      f" {lse.shape[-1]}: the rest would land in the next row."
+    )
   logs[...] = log
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(logs, lse.at[place.parts])

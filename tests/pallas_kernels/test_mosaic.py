@@ -41,26 +41,9 @@ def interpret(monkeypatch):
   from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
-  wgmma = gpu_callbacks.wgmma
+  from tests.pallas_kernels import interpreter
 
-  def checked(**given):  # The interpreter of jax 0.11.2 does not look here.
-    memory = gpu_callbacks._get_shared_memory()
-    with memory.lock:
-      at = memory.thread_to_vc_position(given["thread"])
-      memory.clocks[given["thread"]].inc(at)
-      clock = memory.clocks[given["thread"]].copy().async_smem_clock
-    for name in "ab":
-      key = gpu_callbacks.HostAllocationKey.from_array(
-        given[f"{name}_allocation_key_as_array"]
-      )
-      at = gpu_callbacks._remove_noop_transforms(given[f"{name}_transforms"])
-      access = memory.access(key, jax.tree.map(int, at))
-      gpu_callbacks.get_races().check_read(
-        given["thread"], clock, key, access, given["source_info"]
-      )
-    return wgmma(**given)
-
-  monkeypatch.setattr(gpu_callbacks, "wgmma", checked)
+  interpreter.patch(monkeypatch)
   try:
     yield plgpu.InterpretGPUParams(detect_races=True)
     assert not gpu_callbacks.get_races().races_found, "see RACE DETECTED"
