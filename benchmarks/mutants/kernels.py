@@ -4,10 +4,11 @@ from benchmarks.mutants import Mutation
 
 KERNELS = "pallas_kernels/range_attention/"
 SUITE = "tests/pallas_kernels/test_mosaic.py"
-ONE = "2x1x200x4x1x64"  # One token, ragged, the last tile is partial.
-RING = "1x4x600x4x1x128"  # More tiles than the ring has.
+ONE = "4x1x392x4x1x64"  # One token; long, short and empty rows.
+RING = "1x4x600x4x1x128-block-1"  # More tiles than the ring has.
+EVEN = "1x4x600x4x1x128-block-0"  # All weights alike: nothing is rounded.
 MIXED = "2x5x72x3x1x64"  # Empty rows.
-BLOCK = "1x32x128x4x1x128"  # Causal, two warpgroups share a tile.
+BLOCK = "1x32x128x4x1x128"  # Causal, large logits, two share a tile.
 
 
 def _break(
@@ -20,6 +21,7 @@ def _break(
   )
 
 
+PEAK = "peak_now = jnp.maximum(peak, scores.max(axis=1))"
 SHIFT = "left = limit - (span.first + i) * keys"
 MUTATIONS = (
   _break(
@@ -78,6 +80,31 @@ MUTATIONS = (
   _break(
     "sum not decayed", "mosaic_block.py",
     "total * decay + weights", "total + weights", RING,
+  ),
+  _break(
+    "lse stored beyond its row", "mosaic_block.py",
+    "(*lead[:-1], sizes.tiles * sizes.tile), jnp.float32",
+    "lead, jnp.float32", ONE,
+  ),
+  _break(
+    "maximum not kept", "mosaic_block.py", PEAK,
+    "peak_now = scores.max(axis=1)", BLOCK,
+  ),
+  _break(
+    "maximum halved", "mosaic_block.py", PEAK, PEAK + " / 2", BLOCK,
+  ),
+  _break(
+    "one tile too many", "mosaic.py",
+    "(limit + block - 1) // block", "limit // block + 1", ONE,
+  ),
+  _break(
+    "weights a little small", "mosaic_hopper.py",
+    "p = p.astype(queries.dtype)", "p = (p * 0.996).astype(queries.dtype)",
+    EVEN,
+  ),
+  _break(
+    "k_end beyond S kept", "mosaic.py",
+    "jnp.clip(k_end, 0, sizes.keys)", "jnp.clip(k_end, 0, None)", ONE,
   ),
   _break(
     "no wait for the scores", "mosaic_blackwell.py",

@@ -66,9 +66,7 @@ def launch(
     functools.partial(_body, compute, chip, sizes),
     out_type=(
       jax.ShapeDtypeStruct((*lead, sizes.dim), kind),
-      jax.ShapeDtypeStruct(
-        (*lead[:-1], sizes.tiles * sizes.tile), jnp.float32
-      ),
+      jax.ShapeDtypeStruct((*lead[:-1], sizes.tiles * sizes.tile), jnp.float32),
     ),
     scratch_types={"ring": _ring(chip, sizes, q.dtype)}
     | scratch(chip, sizes, q.dtype, kind)

@@ -11,8 +11,11 @@ class Case:
 
   `ends` says how k_end is drawn: 'ragged' per query, 'causal' within the last
   T keys of each row, 'block' alike for all queries of a row, 'whole' beyond
-  the last key, 'mixed' with the first row and all first queries empty.
+  the last key, 'mixed' with the first row and all first queries empty, or by
+  numbers, one for each row.
   `processors` is the size of the chip that the call is cut up for.
+  `scale` is that of the queries: with 40 one key takes nearly all the weight,
+  with 0 all keys weigh the same and no weight is rounded.
   """
 
   batch: int
@@ -21,8 +24,9 @@ class Case:
   heads: int
   kv_heads: int
   dim: int
-  ends: str = "ragged"
+  ends: str | tuple[int, ...] = "ragged"
   processors: int = 2
+  scale: float = 1
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -31,17 +35,26 @@ class Case:
     )  # fmt: skip
 
   def __str__(self) -> str:
-    return "x".join(map(str, self.shape)) + f"-{self.ends}"
+    ends = self.ends if isinstance(self.ends, str) else "given"
+    return "x".join(map(str, self.shape)) + f"-{ends}-{self.scale}"
 
 
 CASES = (
-  Case(2, 1, 200, 4, 1, 64),  # One token at a time; S is no multiple of 64.
+  # One token at a time. A long row, beyond S, among short ones; one that ends
+  # with a tile, and one that is negative.
+  Case(4, 1, 392, 4, 1, 64, (400, 128, -70, 5), 4),
   Case(1, 4, 600, 4, 1, 128, "block"),  # The ring goes around.
-  Case(1, 32, 128, 4, 1, 128, "causal"),  # 32 queries x 4 heads = 128 rows.
+  Case(1, 4, 600, 4, 1, 128, "block", scale=0),
+  Case(1, 32, 128, 4, 1, 128, "causal", scale=40),  # 32 x 4 heads: 128 rows.
   Case(2, 5, 72, 3, 1, 64, "mixed"),  # Rows that fill no tile; empty rows.
   Case(1, 72, 136, 4, 1, 64, "causal", 8),  # Three tiles of rows on Hopper.
 )
 SLOW_CASES = (
+  Case(2, 1, 200, 4, 1, 64),
+  Case(1, 32, 128, 4, 1, 128, "causal"),
+  Case(2, 1, 320, 4, 1, 64, (320, 70), scale=40),
+  Case(1, 40, 256, 4, 1, 64, "causal", scale=40),
+  Case(8, 2, 1024, 4, 1, 64, (1024, 64, 3, 0, 128, 65, 63, -1), 8),
   Case(2, 1, 512, 8, 8, 128, "ragged", 16),
   Case(2, 1, 448, 16, 2, 128, "mixed", 16),
   Case(1, 32, 1024, 32, 8, 128, "causal", 132),
@@ -70,6 +83,8 @@ def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
       ends = np.broadcast_to(last, (batch, queries))
     case "whole":
       ends = np.full((batch, queries), keys + 3)
+    case tuple():
+      ends = np.repeat(np.array(case.ends)[:, None], queries, 1)
     case _:
       ends = rng.integers(0, keys + 1, (batch, queries))
       ends[rng.random(ends.shape) < 0.2] = 0

@@ -1,4 +1,4 @@
-"""Compiles a Mosaic kernel for a GPU that is not there; prints its spills.
+"""Compiles a Mosaic kernel for a GPU that is not there; prints PTX and spills.
 
 The compiler writes to the output of the process, so a test runs this module
 as another one: python -m tests.pallas_kernels.compile_mosaic hopper SIZES...
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 
+os.environ["MOSAIC_GPU_DUMP_PTX"] = "1"
 os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
