@@ -39,11 +39,6 @@ def encode_prompt(
       "the prompt is empty; it should hold at least one character.",
       "empty_prompt",
     )
-  if any("\ud800" <= c <= "\udfff" for c in prompt):
-    raise UserError(
-      "the prompt holds half of a surrogate pair, which is no character.",
-      "bad_utf8",
-    )
   if tokenizer is None:
     raise UserError(
       "this checkpoint has no tokenizer (tokenizer.json, tekken.json or"

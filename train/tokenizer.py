@@ -14,6 +14,7 @@ CHAT_TEMPLATE = """\
 {%- elif message.role != 'assistant' -%}{{ raise_exception('roles should be user or assistant') }}
 {%- endif -%}
 {%- endfor -%}
+{{- bos_token -}}
 {#- The model knows single questions only: what came before is left out. -#}
 {%- for message in messages[last.user:] -%}
 {%- if message.role == 'user' -%}<|user|>{{ message.content }}

@@ -1,105 +1,41 @@
-"""Chat templates of checkpoints, rendered in jinja2's sandbox.
+"""Chat templates of checkpoint folders, and conversations as ids."""
 
-A template is code that came with a download: it runs in the immutable sandbox
-and sees nothing but the messages and a few functions that Hugging Face
-templates expect.
-"""
-
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.messages import check_messages
+from nemodiff_jax.text.special_tokens import CONFIG, read_json, read_named
+from nemodiff_jax.text.template import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = ["ChatTemplate", "check_messages", "encode_chat", "load_template"]
 
-
-class ChatTemplate:
-  """One compiled template.
-
-  Attributes:
-    tokens: special tokens that the template may name, such as bos_token.
-  """
-
-  def __init__(self, source: str, tokens: Mapping[str, str]):
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True,
-      lstrip_blocks=True,
-      extensions=["jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _tojson
-    names: dict[str, Any] = environment.globals
-    names |= {"raise_exception": _refuse, "strftime_now": _now}
-    try:
-      self._template = environment.from_string(source)
-    except jinja2.TemplateError as e:
-      raise UserError(f"chat template: {e}.", "template") from e
-    self.tokens = dict(tokens)
-
-  def render(
-    self,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    generation: bool = True,
-    **variables: Any,
-  ) -> str:
-    """The text of a conversation.
-
-    Args:
-      messages: each with a role and a content.
-      generation: end with the opening of the assistant's turn.
-      **variables: passed on, such as enable_thinking.
-
-    Raises:
-      UserError: messages that are none, or what the template refuses.
-    """
-    import jinja2
-
-    check_messages(messages)
-    try:
-      return self._template.render(
-        messages=list(messages),
-        add_generation_prompt=generation,
-        **self.tokens,
-        **variables,
-      )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as e:
-      if isinstance(e, UserError):
-        raise
-      raise UserError(f"chat template: {e}.", "template") from e
+_FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
+_OF_PROCESSORS = "chat_template.json"
 
 
 def load_template(folder: Path) -> ChatTemplate | None:
-  """chat_template.jinja, or the one in tokenizer_config.json; None: neither."""
-  path = folder / "tokenizer_config.json"
-  config: dict[str, Any] = {}
-  if path.exists():
-    try:
-      config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-      raise UserError(f"{path}: expected JSON ({e}).") from e
-  tokens = {}
-  for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-    value = config.get(name)
-    value = value.get("content") if isinstance(value, dict) else value
-    if isinstance(value, str):
-      tokens[name] = value
-  file = folder / "chat_template.jinja"
-  source = (
-    file.read_text(encoding="utf-8")
-    if file.exists()
-    else config.get("chat_template")
-  )
-  if isinstance(source, list):  # [{"name", "template"}]: the default one.
-    named = {t["name"]: t["template"] for t in source}
-    source = named.get("default")
-  return None if source is None else ChatTemplate(source, tokens)
+  """The templates of a folder; None where it has none.
+
+  chat_template.jinja and additional_chat_templates/*.jinja; else what
+  tokenizer_config.json has; else chat_template.json.
+
+  Raises:
+    UserError: a file that is no JSON. Other faults are told of when a template
+      is rendered.
+  """
+  holders = {
+    p: read_json(p) for p in (folder / CONFIG, folder / _OF_PROCESSORS)
+  }
+  try:
+    sources = _files(folder)
+    for path, holder in holders.items():
+      sources = sources or _held(path, holder)
+    return ChatTemplate(sources, _names(folder)) if sources else None
+  except UserError as e:
+    return ChatTemplate({}, {}, broken=e)
 
 
 def encode_chat(
@@ -110,7 +46,7 @@ def encode_chat(
 ) -> list[int]:
   """Ids of a conversation that ends with the opening of a reply.
 
-  Where template and tokenizer both begin with BOS, one of the two is dropped.
+  They are those of the rendered text: a BOS is there if the template writes it.
 
   Raises:
     UserError: no template, no tokenizer, or what `render` refuses.
@@ -120,40 +56,66 @@ def encode_chat(
       "this checkpoint has no chat template and tokenizer"
       " (chat_template.jinja), so messages cannot be used; give a prompt."
     )
-  ids = tokenizer.encode(template.render(messages, **variables))
-  bos = template.tokens.get("bos_token")
-  if bos and ids[:2] == [tokenizer.id_of(bos)] * 2:
-    return ids[1:]
-  return ids
+  return tokenizer.encode_rendered(template.render(messages, **variables))
 
 
-def check_messages(messages: Any) -> None:
-  """Raises a UserError unless these are messages with known roles."""
-  if not isinstance(messages, (list, tuple)) or not messages:
+def _files(folder: Path) -> dict[str, str]:
+  files = {p.stem: p for p in sorted((folder / _FOLDER).glob("*.jinja"))}
+  if (folder / _FILE).exists():
+    files["default"] = folder / _FILE
+  sources = {}
+  for name, path in files.items():
+    try:
+      sources[name] = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+      raise UserError(f"{path}: expected a text in UTF-8 ({e}).") from e
+  return sources
+
+
+def _held(path: Path, holder: Any) -> dict[str, str]:
+  """Sources of chat_template in a JSON file: one, a list or an object."""
+  if holder is not None and not isinstance(holder, dict):
+    raise UserError(f"{path}: expected a JSON object, found {holder!r:.60}.")
+  found = (holder or {}).get("chat_template")
+  if isinstance(found, list) and all(isinstance(t, Mapping) for t in found):
+    found = {t.get("name"): t.get("template") for t in found}
+  if isinstance(found, str):
+    found = {"default": found}
+  if found is None:
+    return {}
+  if not isinstance(found, dict) or not all(
+    isinstance(x, str) for pair in found.items() for x in pair
+  ):
     raise UserError(
-      f"messages should be a list of at least one message, got {messages!r}."
+      f"{path}: chat_template should be a text or a list of objects with 'name'"
+      f" and 'template', found {found!r:.60}."
     )
-  for message in messages:
-    if not isinstance(message, Mapping) or not isinstance(
-      message.get("content"), str
-    ):
-      raise UserError(
-        "each of messages should hold a role and a content (a text), got"
-        f" {message!r}."
-      )
-    if message.get("role") not in ROLES:
-      raise UserError(
-        f"role should be one of {ROLES}, got {message.get('role')!r}."
-      )
+  return found
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-  return json.dumps(value, ensure_ascii=False, indent=indent)
+def _names(folder: Path) -> dict[str, str]:
+  """Special tokens by name: those told, else those of the tokenizer's kind."""
+  told = dict(read_named(folder).names)
+  if (folder / "tokenizer.json").exists():
+    return told
+  if (folder / "tekken.json").exists():
+    own = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return own | told
+  model = folder / "tokenizer.model"
+  return _pieces(model) | told if model.exists() else told
 
 
-def _refuse(message: str) -> None:
-  raise UserError(f"chat template: {message}", "template")
+def _pieces(path: Path) -> dict[str, str]:
+  import sentencepiece
 
-
-def _now(form: str) -> str:
-  return datetime.datetime.now().strftime(form)
+  try:
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+  except RuntimeError as e:
+    raise UserError(f"{path}: not a readable tokenizer ({e}).") from e
+  ids = {
+    "bos_token": model.bos_id(),
+    "eos_token": model.eos_id(),
+    "unk_token": model.unk_id(),
+    "pad_token": model.pad_id(),
+  }
+  return {n: model.id_to_piece(i) for n, i in ids.items() if i >= 0}

@@ -4,24 +4,45 @@ tokenizer.json (tokenizers), tekken.json (tiktoken) and tokenizer.model
 (sentencepiece), in this order of preference.
 """
 
-import base64
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.text.sentencepiece_file import SentencePieceTokenizer
+from nemodiff_jax.text.special_tokens import Named, read_named
+from nemodiff_jax.text.tekken_file import TekkenTokenizer
+from nemodiff_jax.text.tokenizer_json import JsonTokenizer
+
+_STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+Offsets = list[tuple[int, int]]
 
 
 class Tokenizer(Protocol):
   """What the rest of the project needs of a tokenizer."""
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, with a BOS where the tokenizer's own rule adds one."""
+    """Ids of what a person typed: control tokens written out stay text.
+
+    A BOS is put in front where the tokenizer's own rule has one; nothing is
+    put behind.
+    """
+    ...
+
+  def encode_rendered(self, text: str) -> list[int]:
+    """Ids of what a template rendered: control tokens by name, none added."""
+    ...
+
+  def encode_rendered_offsets(self, text: str) -> tuple[list[int], Offsets]:
+    """As `encode_rendered`, and the [start, end) of each in the text.
+
+    Tokens that share a character all span it.
+    """
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids; special tokens are left out."""
+    """Text of ids; special tokens and ids of none are left out."""
     ...
 
   def id_of(self, token: str) -> int | None:
@@ -29,113 +50,102 @@ class Tokenizer(Protocol):
     ...
 
 
+class File(Protocol):
+  """A tokenizer file, read; its errors are those of its library."""
+
+  def encode(self, text: str) -> list[int]:
+    """As `Tokenizer.encode`."""
+    ...
+
+  def encode_rendered(self, text: str) -> tuple[list[int], Offsets]:
+    """As `Tokenizer.encode_rendered_offsets`."""
+    ...
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """As `Tokenizer.decode`."""
+    ...
+
+  def id_of(self, token: str) -> int | None:
+    """As `Tokenizer.id_of`."""
+    ...
+
+
 def load_tokenizer(folder: Path) -> Tokenizer | None:
   """The folder's tokenizer, or None where there is none.
 
   Raises:
-    UserError: a tokenizer file that cannot be read.
+    UserError: a tokenizer file that cannot be read. Files beside it that are
+      of a wrong shape are told of when a text is to be encoded.
   """
   for file, make in (
-    ("tokenizer.json", HFTokenizer),
+    ("tokenizer.json", JsonTokenizer),
     ("tekken.json", TekkenTokenizer),
     ("tokenizer.model", SentencePieceTokenizer),
   ):
     path = folder / file
-    if path.exists():
-      try:
-        return make(path)
-      except Exception as e:  # Each library raises its own; all mean this.
-        raise UserError(f"{path}: not a readable tokenizer ({e}).") from e
+    if not path.exists():
+      continue
+    broken = None
+    try:
+      named = read_named(folder)
+    except UserError as e:
+      named, broken = Named(), e
+    with _told(f"{path}: not a readable tokenizer"):
+      return FileTokenizer(path, make(path, named), broken)
   return None
 
 
-class HFTokenizer:
-  """tokenizer.json; its post-processor decides about BOS."""
+class FileTokenizer:
+  """A tokenizer file whose every failure is a UserError."""
 
-  def __init__(self, path: Path):
-    import tokenizers
-
-    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  def __init__(self, path: Path, file: File, broken: UserError | None = None):
+    self._path = path
+    self._file = file
+    self._broken = broken  # What is wrong with the files beside it.
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text."""
-    return self._tokenizer.encode(text).ids
+    """Ids of what a person typed."""
+    with self._encoding(text):
+      return self._file.encode(text)
+
+  def encode_rendered(self, text: str) -> list[int]:
+    """Ids of what a template rendered."""
+    return self.encode_rendered_offsets(text)[0]
+
+  def encode_rendered_offsets(self, text: str) -> tuple[list[int], Offsets]:
+    """Ids of what a template rendered, and where in it they are."""
+    with self._encoding(text):
+      return self._file.encode_rendered(text)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids."""
-    return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    with _told(f"{self._path}: ids cannot be decoded"):
+      return self._file.decode([int(i) for i in ids])
 
   def id_of(self, token: str) -> int | None:
     """Id of a token by its name."""
-    return self._tokenizer.token_to_id(token)
+    with _told(f"{self._path}: not a token's name"):
+      return self._file.id_of(token)
+
+  @contextlib.contextmanager
+  def _encoding(self, text: str) -> Iterator[None]:
+    if self._broken is not None:
+      raise self._broken
+    if any("\ud800" <= c <= "\udfff" for c in text):
+      raise UserError(
+        "the prompt holds half of a surrogate pair, which is no character.",
+        "bad_utf8",
+      )
+    with _told(f"{self._path}: the text cannot be encoded"):
+      yield
 
 
-class TekkenTokenizer:
-  """tekken.json of Mistral: byte pairs behind a block of special ids.
-
-  Texts begin with <s>. Special tokens written out in a text are plain text.
-  """
-
-  def __init__(self, path: Path):
-    import tiktoken
-
-    data = json.loads(path.read_text(encoding="utf-8"))
-    config = data["config"]
-    self._offset = int(config["default_num_special_tokens"])
-    size = int(config["default_vocab_size"]) - self._offset
-    self._special = {
-      entry["token_str"]: int(entry["rank"])
-      for entry in data.get("special_tokens") or ()
-    }
-    self._encoding = tiktoken.Encoding(
-      path.stem,
-      pat_str=config["pattern"],
-      mergeable_ranks={
-        base64.b64decode(entry["token_bytes"]): int(entry["rank"])
-        for entry in data["vocab"][:size]
-      },
-      special_tokens={},
-    )
-
-  def encode(self, text: str) -> list[int]:
-    """Ids of a text."""
-    ids = [i + self._offset for i in self._encoding.encode_ordinary(text)]
-    bos = self.id_of("<s>")
-    return ids if bos is None else [bos, *ids]
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids."""
-    plain = [i - self._offset for i in ids if i >= self._offset]
-    return self._encoding.decode(plain, errors="replace")
-
-  def id_of(self, token: str) -> int | None:
-    """Id of a token by its name."""
-    return self._special.get(token)
-
-
-class SentencePieceTokenizer:
-  """tokenizer.model; BOS unless tokenizer_config.json says otherwise."""
-
-  def __init__(self, path: Path):
-    import sentencepiece
-
-    self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    config: dict[str, Any] = {}
-    beside = path.parent / "tokenizer_config.json"
-    if beside.exists():
-      config = json.loads(beside.read_text(encoding="utf-8"))
-    bos = config.get("add_bos_token", True) and self._model.bos_id() >= 0
-    self._bos = [self._model.bos_id()] if bos else []
-
-  def encode(self, text: str) -> list[int]:
-    """Ids of a text."""
-    return self._bos + self._model.encode(text)
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids."""
-    return self._model.decode([int(i) for i in ids])
-
-  def id_of(self, token: str) -> int | None:
-    """Id of a token by its name."""
-    known = self._model.piece_to_id(token)
-    return None if known == self._model.unk_id() else known
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+  """Makes a UserError of anything a library raises, a panic of Rust too."""
+  try:
+    yield
+  except (*_STOPS, UserError):
+    raise
+  except BaseException as e:  # Each library raises its own; all mean this.
+    raise UserError(f"{what} ({type(e).__name__}: {e}).") from e

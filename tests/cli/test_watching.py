@@ -12,7 +12,7 @@ from nemodiff_jax.cli import trace_view
 from tests.cli.conftest import write
 
 TEMPLATE = (
-  "{% for m in messages %}"
+  "w1 {% for m in messages %}"
   "{{ raise_exception('no tools here') if m.role == 'tool' }}"
   "{{ {'user': 'w7', 'assistant': 'w8', 'system': 'w6'}[m.role] }}"
   " {{ m.content }} {% endfor %}"

@@ -59,8 +59,10 @@ def test_a_template_that_does_what_it_should_not(source):
 
 
 def test_a_template_with_an_error():
+  """It is told of when it is needed: prompts of ids do not need it."""
+  template = ChatTemplate("{% for m in messages %}", {})
   with pytest.raises(UserError, match=r"chat template: .*endfor"):
-    ChatTemplate("{% for m in messages %}", {})
+    template.render(HELLO)
 
 
 @pytest.mark.parametrize(

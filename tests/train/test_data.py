@@ -96,7 +96,7 @@ def test_a_long_text_goes_on_in_the_next_piece(tmp_path, start):
 
 
 TURNS = (
-  "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+  "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
   "{{ '</s>' if m.role == 'assistant' }}{% endfor %}"
   "{{ '<|assistant|>' if add_generation_prompt }}"
 )

@@ -1,0 +1,88 @@
+"""tokenizer.json, by the package `tokenizers`."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemodiff_jax.text.special_tokens import Named
+
+
+class JsonTokenizer:
+  """tokenizer.json; its post-processor decides about BOS."""
+
+  def __init__(self, path: Path, named: Named):
+    import tokenizers
+
+    self._rendered = tokenizers.Tokenizer.from_file(str(path))
+    # How the file was last used is no part of the tokenizer.
+    self._rendered.no_truncation()
+    self._rendered.no_padding()
+    self._add(named)
+    self._post_processor = self._rendered.post_processor
+    untyped: Any = self._rendered
+    untyped.post_processor = None  # It would cut spaces off the offsets.
+
+  @functools.cached_property
+  def _typed(self) -> Any:
+    """The same with the post-processor, for what a person typed."""
+    import tokenizers
+
+    typed = tokenizers.Tokenizer.from_str(self._rendered.to_str())
+    if self._post_processor is not None:
+      typed.post_processor = self._post_processor
+    return typed
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, with what the post-processor puts in front."""
+    typed = self._typed
+    typed.encode_special_tokens = True  # As text. Pickling forgets it.
+    found = typed.encode(text)
+    added = found.special_tokens_mask
+    end = len(added)
+    while end and added[end - 1] and not all(added[:end]):
+      end -= 1
+    return found.ids[:end]
+
+  def encode_rendered(
+    self, text: str
+  ) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets of a text with special tokens in it."""
+    found = self._rendered.encode(text, add_special_tokens=False)
+    return found.ids, found.offsets
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of ids."""
+    return self._rendered.decode(list(ids), skip_special_tokens=True)
+
+  def id_of(self, token: str) -> int | None:
+    """Id of a token by its name."""
+    return self._rendered.token_to_id(token)
+
+  def _add(self, named: Named) -> None:
+    """Adds the tokens that only the files beside it name."""
+    import tokenizers
+
+    known = {
+      t.content: t for t in self._rendered.get_added_tokens_decoder().values()
+    }
+    for token in named.tokens:
+      have = known.get(token.content)
+      if have is not None and (have.special or not token.special):
+        continue
+      made = tokenizers.AddedToken(
+        token.content,
+        special=token.special,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=not token.special
+        if token.normalized is None
+        else token.normalized,
+      )
+      add = (
+        self._rendered.add_special_tokens
+        if token.special
+        else self._rendered.add_tokens
+      )
+      add([made])
