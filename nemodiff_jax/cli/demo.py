@@ -16,6 +16,7 @@ from absl import flags
 
 from nemodiff_jax import api
 from nemodiff_jax.cli import flags as shared
+from nemodiff_jax.cli import main as process
 from nemodiff_jax.decode.config import MODES
 
 # A word problem that the embedded checkpoint was not trained on.
@@ -76,7 +77,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def console() -> None:
   """Entry point of the installed command."""
-  shared.run(main)
+  process.console(main)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,8 @@
 """Flags shared by the commands, and what the library makes of them."""
 
-import logging
-import os
-import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
-import jax
-from absl import app, flags
+from absl import flags
 
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import (
@@ -20,6 +13,7 @@ from nemodiff_jax.decode.config import (
 )
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.quantize import SCHEMES
 from nemodiff_jax.nn.sharding import make_mesh
 from pallas_kernels.range_attention.dispatch import IMPLEMENTATIONS
@@ -154,11 +148,11 @@ def row_settings() -> RowSettings:
   )
 
 
-def run_config(checkpoint: Checkpoint) -> DecodeConfig:
-  """How the run decodes, with the checkpoint's defaults."""
+def run_config(model: ModelConfig, mode: str | None = None) -> DecodeConfig:
+  """How the run decodes, in --mode or another, with the model's defaults."""
   return decode_config(
-    checkpoint.config,
-    MODE.value,
+    model,
+    MODE.value if mode is None else mode,
     block_length=BLOCK_LENGTH.value,
     threshold=_threshold(),
     steps_per_block=STEPS_PER_BLOCK.value,
@@ -219,77 +213,6 @@ def batch_size() -> int:
   if BATCH_SIZE.value < 1:
     raise UserError(f"batch_size should be at least 1, got {BATCH_SIZE.value}.")
   return BATCH_SIZE.value
-
-
-def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
-  """Runs a command: parses flags, keeps compiled programs, reports errors.
-
-  Exit codes: what `main` returns; 1 for absl's own flag errors; 2 for a
-  UserError; 130 for Ctrl-C.
-  """
-  jax.config.config_with_absl()
-  backends = logging.getLogger("jax._src.xla_bridge")
-  backends.setLevel(logging.WARNING)
-  backends.addFilter(_concerns_this_machine)
-
-  def guarded(rest: list[str]) -> int:
-    try:
-      if len(rest) > 1:
-        raise UserError(f"expected flags only, got {rest[1:]}.")
-      keep_compiled_programs()
-      code = main()
-      sys.stdout.flush()
-      return code
-    except UserError as e:
-      if DEBUG.value:
-        traceback.print_exc()
-      print(f"error: {e}", file=sys.stderr)
-      return 2
-    except jax.errors.JaxRuntimeError as e:
-      if "RESOURCE_EXHAUSTED" not in str(e):
-        raise
-      print(
-        "error: out of memory; use a smaller --batch_size, --max_new_tokens or"
-        f" --block_length ({str(e).splitlines()[0]})",
-        file=sys.stderr,
-      )
-      return 2
-    except BrokenPipeError:  # The reader has seen enough.
-      _drop_output()
-      return 0
-    except OSError as e:
-      if DEBUG.value:
-        traceback.print_exc()
-      print(f"error: {e}", file=sys.stderr)
-      _drop_output()
-      return 2
-    except KeyboardInterrupt:
-      print("interrupted", file=sys.stderr)
-      return 130
-
-  app.run(guarded, argv)
-
-
-def _drop_output() -> None:
-  """What is still in the buffer of standard output goes nowhere."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def keep_compiled_programs() -> None:
-  """Caches compiled programs on disk, unless JAX is told where already."""
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(root) / "nemodiff_jax" / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _concerns_this_machine(record: logging.LogRecord) -> bool:
-  """Whether to show it: a CUDA plugin without a GPU only compiles for one."""
-  gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-  return gpu or "xla_cuda" not in record.getMessage()
 
 
 def _threshold() -> float | Literal["auto"] | None:

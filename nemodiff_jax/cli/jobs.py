@@ -1,16 +1,16 @@
-"""JSONL jobs: prompts in, results out, and going on where a job stopped."""
+"""Lines of a prompts file as tasks; no line ends the job that reads it."""
 
+import contextlib
 import dataclasses
-import json
-import os
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from nemodiff_jax.api import DecodeOutput
+from nemodiff_jax.cli import openai_lines
 from nemodiff_jax.decode.config import ROW_FIELDS, RowSettings, check_prompt
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
+from nemodiff_jax.io.jsonl import Line, read_lines
 from nemodiff_jax.prompts import encode_prompt, finish_row
 from nemodiff_jax.text.chat import check_messages
 
@@ -21,21 +21,31 @@ Id = str | int
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A line that can be served."""
+  """A line that can be served.
+
+  Attributes:
+    line: its number.
+    id: its id, or custom_id; else the number.
+    prompt: checked ids.
+    row: its settings.
+    request: what OpenAI's batch form asks of the answer; None: our own form.
+  """
 
   line: int
   id: Id
   prompt: list[int]
   row: RowSettings
+  request: openai_lines.Request | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-  """A line that cannot be served, and why."""
+  """A line that cannot be served, and why; `batch`: it has OpenAI's form."""
 
   line: int
   id: Id | None
   error: UserError
+  batch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,32 +67,53 @@ class Reader:
   enable_thinking: bool | None = None
 
   def read(self, path: str) -> Iterator[Task | Refused]:
-    """Yields every line that is not blank, in order.
+    """Yields every line that is not blank, in order; '-': standard input.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: the file cannot be read, or is compressed.
     """
+    seen: dict[Id, int] = {}
     try:
-      content = Path(path).read_bytes()
+      with _open(path) as file:
+        for line in read_lines(file):
+          yield self._item(line, seen)
     except OSError as e:
       raise UserError(f"prompts_file {path!r} cannot be read: {e}.") from e
-    seen: dict[Id, int] = {}
-    for line, raw in enumerate(content.split(b"\n"), 1):
-      if not raw.strip():
-        continue
-      name: Id | None = None
-      try:
-        given = _parse(raw, line)
-        name = _id(given, line)
-        if name in seen:
-          raise UserError(
-            f"line {line}: id {name!r} is that of line {seen[name]} already.",
-            "repeated_id",
-          )
-        seen[name] = line
-        yield self.task(given, line, name)
-      except UserError as e:
-        yield Refused(line, name, e)
+    except UserError as e:
+      raise UserError(f"prompts_file {path!r}: {e}") from e
+
+  def _item(self, line: Line, seen: dict[Id, int]) -> Task | Refused:
+    """A line as a task, if it is one; keeps in `seen` where each id was."""
+    given, name = line.value, None
+    batch = openai_lines.is_request(given)
+    try:
+      if given or line.error is None:
+        name = _custom_id(given) if batch else _id(given, line.number)
+      if line.error is not None:
+        raise UserError(f"line {line.number}: {line.error}", line.error.kind)
+      if name in seen:
+        raise UserError(
+          f"line {line.number}: id {name!r} is that of line {seen[name]}"
+          " already.",
+          "repeated_id",
+        )
+      seen[name] = line.number
+      if batch:
+        return self._request(given, line.number, name)
+      return self.task(given, line.number, name)
+    except UserError as e:
+      return Refused(line.number, name, e, batch)
+    except Exception as e:  # Whatever it is, it is this line's alone.
+      error = UserError(f"{type(e).__name__}: {e}", "internal")
+      return Refused(line.number, name, error, batch)
+
+  def _request(self, given: dict[str, Any], line: int, name: Id) -> Task:
+    request, fields = openai_lines.read_request(given)
+    if self.checkpoint.tokenizer is None:
+      raise UserError("this checkpoint has no tokenizer: answers are texts.")
+    # A prompt is no message there, whatever --chat says.
+    task = dataclasses.replace(self, chat=False).task(fields, line, name)
+    return dataclasses.replace(task, request=request)
 
   def task(self, given: dict[str, Any], line: int, name: Id) -> Task:
     """One task of its fields.
@@ -124,7 +155,7 @@ class Reader:
     elif self.chat and "prompt" in given and prompt:
       source = [{"role": "user", "content": prompt}]
     think = given.get("enable_thinking", self.enable_thinking)
-    if think not in (None, True, False):
+    if think is not None and not isinstance(think, bool):
       raise UserError(
         f"enable_thinking should be true or false, got {think!r}."
       )
@@ -133,73 +164,10 @@ class Reader:
     return encode_prompt(tokenizer, template, source, **variables)
 
 
-class Writer:
-  """Appends results to a file, a line at a time, each one flushed.
-
-  Attributes:
-    done: ids that had a result before this run.
-  """
-
-  def __init__(self, path: str | None, settings: dict[str, Any], out: TextIO):
-    """Opens --output (or `out` without one), keeping the results it holds.
-
-    Raises:
-      UserError: it cannot be written, was made with other settings, or holds
-        something else.
-    """
-    self.done: set[Id] = set()
-    self._file = out
-    if path is None:
-      return
-    if not path:
-      raise UserError("output should name a file, got ''.")
-    try:
-      self.done = _recover(Path(path), settings)
-      self._file = open(path, "a", encoding="utf-8")
-    except OSError as e:
-      raise UserError(
-        f"output {path!r} cannot be written: {e.strerror}."
-      ) from e
-
-  def result(self, task: Task, output: DecodeOutput) -> None:
-    """Writes the result of a task."""
-    fields = dataclasses.asdict(output)
-    extra = ("accepted", "logprobs")
-    fields = {
-      k: v for k, v in fields.items() if k not in extra or v is not None
-    }
-    self._write({"id": task.id, **fields})
-
-  def refusal(self, refused: Refused) -> None:
-    """Writes why a line was not served."""
-    error = {"type": refused.error.kind, "message": str(refused.error)}
-    self._write({"id": refused.id, "line": refused.line, "error": error})
-
-  def _write(self, fields: dict[str, Any]) -> None:
-    line = json.dumps(fields, ensure_ascii=False)
-    if any("\ud800" <= c <= "\udfff" for c in line):  # Not for UTF-8.
-      line = json.dumps(fields)
-    try:
-      self._file.write(line + "\n")
-      self._file.flush()
-    except BrokenPipeError:
-      raise
-    except OSError as e:  # A full disk: what is written is kept.
-      raise UserError(f"output {self._file.name!r}: {e}.") from e
-
-
-def _parse(raw: bytes, line: int) -> dict[str, Any]:
-  try:
-    given = json.loads(raw.decode("utf-8").removeprefix("\ufeff"))
-  except UnicodeDecodeError as e:
-    raise UserError(f"line {line}: not UTF-8 ({e}).", "bad_utf8") from e
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"line {line}: not JSON ({e}).", "bad_json") from e
-  if not isinstance(given, dict):
-    raise UserError(
-      f"line {line}: expected a JSON object, got {given!r:.40}.", "bad_json"
-    )
-  return given
+def _open(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+  if path == "-":
+    return contextlib.nullcontext(sys.stdin.buffer)
+  return open(path, "rb")
 
 
 def _id(given: dict[str, Any], line: int) -> Id:
@@ -214,52 +182,8 @@ def _id(given: dict[str, Any], line: int) -> Id:
   return name
 
 
-def _recover(path: Path, settings: dict[str, Any]) -> set[Id]:
-  """Ids with a result; drops a torn last line and lines with an error."""
-  beside = path.with_name(path.name + ".settings.json")
-  wanted = json.dumps(settings, indent=2) + "\n"
-  if not path.exists() or not path.stat().st_size:
-    beside.write_text(wanted, encoding="utf-8")
-    return set()
-  if not beside.exists():
-    raise UserError(
-      f"output {str(path)!r} holds lines, but {beside.name} is not beside it;"
-      " choose another --output or remove the file."
-    )
-  found = beside.read_text(encoding="utf-8", errors="replace")
-  if found != wanted:
-    raise UserError(
-      f"output {str(path)!r} was made with other settings"
-      f" ({_difference(found, settings)}); go on with those, or choose another"
-      " --output."
-    )
-  kept, done = [], set()
-  lines = path.read_bytes().split(b"\n")
-  for number, raw in enumerate(lines, 1):
-    try:
-      given = json.loads(raw)
-      failed, name = "error" in given, given["id"]
-      hash(name)
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-      if number == len(lines):  # Torn, or empty behind the last newline.
-        continue
-      raise UserError(
-        f"output {str(path)!r}: line {number} is no result of this command;"
-        " choose another --output."
-      ) from e
-    if not failed:
-      kept.append(raw)
-      done.add(name)
-  fresh = path.with_name(path.name + ".tmp")
-  fresh.write_bytes(b"".join(raw + b"\n" for raw in kept))
-  os.replace(fresh, path)
-  return done
-
-
-def _difference(found: str, settings: dict[str, Any]) -> str:
-  try:
-    old = json.loads(found)
-    keys = [k for k in settings if old.get(k) != settings[k]]
-    return ", ".join(f"{k}: {old.get(k)!r}, now {settings[k]!r}" for k in keys)
-  except (ValueError, AttributeError):
-    return "the settings file is not readable"
+def _custom_id(given: dict[str, Any]) -> str:
+  name = given.get("custom_id")
+  if not isinstance(name, str):
+    raise UserError(f"custom_id should be a text, got {name!r}.", "bad_id")
+  return name

@@ -8,6 +8,7 @@ object, or not one thing, is an error of that line alone.
 import collections
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from nemodiff_jax.errors import UserError
 # shown nor rendered everywhere.
 MAX_DEPTH = 100
 _BOM = b"\xef\xbb\xbf"
+_LINE_ENDS = "\x85\u2028\u2029"
 _NOT_TEXT = {
   b"\x1f\x8b": "gzip",
   b"BZh": "bzip2",
@@ -90,6 +92,27 @@ def read_line(raw: bytes, number: int) -> Line:
   return Line(number, value)
 
 
+def dump_line(value: Any) -> bytes:
+  """One line of UTF-8, with its line feed, that every reader takes for one.
+
+  Numbers that JSON has no word for (NaN, Infinity) become null; what Python's
+  `splitlines` takes for the end of a line is escaped.
+  """
+  write = lambda value, ascii=False: json.dumps(
+    value, ensure_ascii=ascii, allow_nan=False
+  )
+  try:
+    text = write(value)
+  except ValueError:
+    value = _without_nan(value)
+    text = write(value)
+  if not is_text(text):
+    text = write(value, True)
+  for mark in _LINE_ENDS:
+    text = text.replace(mark, f"\\u{ord(mark):04x}")
+  return text.encode() + b"\n"
+
+
 def is_blank(raw: bytes) -> bool:
   """Whether a line holds nothing but white space."""
   return not raw.removeprefix(_BOM).strip()
@@ -129,3 +152,13 @@ def _deeper_than(most: int, value: Any) -> bool:
       if isinstance(child, (dict, list))
     ]
   return bool(level)
+
+
+def _without_nan(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _without_nan(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_nan(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

@@ -5,8 +5,8 @@ import json
 import pytest
 from absl.testing import flagsaver
 
-from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import generate
+from nemodiff_jax.cli import main as process
 from tests import helpers
 
 
@@ -17,7 +17,7 @@ def run(folder, capsys):
   def call(*flags, checkpoint=folder):
     argv = ["generate", f"--checkpoint={checkpoint}", *flags]
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-      shared.run(generate.main, argv)
+      process.run(generate.main, argv)
     out = capsys.readouterr()
     return stop.value.code or 0, out.out, out.err
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -207,14 +208,16 @@ def test_checkpoint_that_is_not_there(run):
 
 
 @pytest.mark.parametrize("flag", ["--promt=x", "--mode=best", "--seed=one"])
-def test_absl_refuses_unknown_flags_with_exit_1(folder, flag):
+def test_flags_that_do_not_parse_are_exit_2_too(folder, flag):
   command = [sys.executable, "-m", "nemodiff_jax.cli.generate"]
   done = subprocess.run(
     [*command, f"--checkpoint={folder}", "--prompt=w7", flag],
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+  assert flag.strip("-").split("=")[0] in done.stderr
 
 
 def test_help_documents_every_flag():
@@ -258,7 +261,12 @@ def test_no_progress_bar_in_a_pipe(job, folder):
     ],
     capture_output=True, text=True, env=os.environ,
   )  # fmt: skip
-  assert done.returncode == 0 and done.stderr == ""
+  assert done.returncode == 0 and "\r" not in done.stderr
+  assert re.fullmatch(
+    r"5 prompts, 35 tokens in [\d.]+ s: [\d.]+ tok/s, 1\.00 tokens per forward,"
+    r" 0 errors\n",
+    done.stderr,
+  )
   assert len(done.stdout.splitlines()) == 5
 
 

@@ -177,7 +177,7 @@ def test_a_full_disk_behind_the_output_is_no_traceback(folder):
 def test_a_closed_pipe_is_no_traceback(job, folder):
   command = (
     f"{sys.executable} -m nemodiff_jax.cli.generate --checkpoint={folder}"
-    f" --prompts_file={job} | head -c 20"
+    f" --prompts_file={job} | true"  # Gone before the first line.
   )
   done = subprocess.run(command, shell=True, capture_output=True, text=True)
   assert done.stderr == ""

@@ -1,0 +1,59 @@
+"""How far a job is: a bar on a terminal, else a line every half minute."""
+
+import sys
+import threading
+import time
+from typing import Self
+
+import tqdm
+
+from nemodiff_jax.api import DecodeOutput
+
+INTERVAL = 30.0  # Seconds between two lines.
+
+
+class Progress:
+  """Counts the outputs of a job; shows them on standard error meanwhile."""
+
+  def __init__(self, prompts: int):
+    self._total = prompts
+    self._prompts = self._tokens = self._passes = 0
+    self._begun = time.monotonic()
+    self._bar = tqdm.tqdm(total=prompts, unit="prompt", disable=None)
+    self._ended = threading.Event()
+
+  def __enter__(self) -> Self:
+    """Begins to show the progress."""
+    if self._bar.disable:
+      threading.Thread(target=self._tell, daemon=True).start()
+    return self
+
+  def __exit__(self, *_) -> None:
+    """Shows no more of it."""
+    self._ended.set()
+    self._bar.close()
+
+  def add(self, output: DecodeOutput) -> None:
+    """Counts an output."""
+    self._prompts += 1
+    self._tokens += output.completion_tokens
+    self._passes += output.nfe
+    self._bar.update()
+
+  def summary(self, errors: int) -> str:
+    """The whole job in a line."""
+    per_pass = self._tokens / self._passes if self._passes else 0.0
+    return (
+      f"{self._counts()}, {per_pass:.2f} tokens per forward, {errors} errors"
+    )
+
+  def _counts(self) -> str:
+    seconds = time.monotonic() - self._begun
+    return (
+      f"{self._prompts} prompts, {self._tokens} tokens in {seconds:.1f} s:"
+      f" {self._tokens / seconds:.1f} tok/s"
+    )
+
+  def _tell(self) -> None:
+    while not self._ended.wait(INTERVAL):
+      print(f"{self._counts()}; {self._total} in all", file=sys.stderr)
