@@ -84,13 +84,16 @@ class Reader:
 
   def _item(self, line: Line, seen: dict[Id, int]) -> Task | Refused:
     """A line as a task, if it is one; keeps in `seen` where each id was."""
-    given, name = line.value, None
+    given, name, unread = line.value, None, line.error
+    if unread is not None:
+      unread = UserError(f"line {line.number}: {unread}", unread.kind)
+    if unread is not None and not given:
+      return Refused(line.number, None, unread)
     batch = openai_lines.is_request(given)
     try:
-      if given or line.error is None:
-        name = _custom_id(given) if batch else _id(given, line.number)
-      if line.error is not None:
-        raise UserError(f"line {line.number}: {line.error}", line.error.kind)
+      name = _custom_id(given) if batch else _id(given, line.number)
+      if unread is not None:
+        raise unread
       if name in seen:
         raise UserError(
           f"line {line.number}: id {name!r} is that of line {seen[name]}"
