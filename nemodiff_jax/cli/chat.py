@@ -29,7 +29,7 @@ def main() -> int:
       f"{opened.folder}: a chat needs a chat template (chat_template.jinja)"
       " and a tokenizer; use cli.generate."
     )
-  row = finish_row(opened.tokenizer, shared.row_settings())
+  row = finish_row(opened.tokenizer, shared.row_settings(opened))
   config = shared.run_config(opened.config)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
   chat = Chat(

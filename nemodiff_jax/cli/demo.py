@@ -29,8 +29,9 @@ flags.adopt_module_key_flags(shared)
 
 def main() -> int:
   """Runs the command; returns the exit code."""
-  model = shared.load(shared.checkpoint())
-  settings: dict[str, Any] = dataclasses.asdict(shared.row_settings())
+  opened = shared.checkpoint()
+  model = shared.load(opened)
+  settings: dict[str, Any] = dataclasses.asdict(shared.row_settings(opened))
   settings["block_length"] = shared.BLOCK_LENGTH.value
   prompt: Any = _PROMPT.value
   print(f"{prompt}\n")

@@ -13,6 +13,8 @@ from nemodiff_jax.decode.config import (
 )
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.io.generation import FILE as GENERATION_FILE
+from nemodiff_jax.io.generation import sampling_defaults
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.quantize import SCHEMES
 from nemodiff_jax.nn.sharding import make_mesh
@@ -71,6 +73,14 @@ TOP_P = flags.DEFINE_float(
 )
 MIN_P = flags.DEFINE_float(
   "min_p", 0.0, "Then drop tokens below this times the likeliest, in [0, 1]."
+)
+GENERATION_CONFIG = flags.DEFINE_enum(
+  "generation_config",
+  "none",
+  ("none", "auto"),
+  "auto: take temperature, top_k, top_p, min_p and max_new_tokens from the"
+  " checkpoint's generation_config.json where no flag gives them; settings of a"
+  " line win over both. Its stop ids always count.",
 )
 SEED = flags.DEFINE_integer(
   "seed", 0, "Seed of rows that set none; batch and mode do not change it."
@@ -132,14 +142,29 @@ ATTENTION = flags.DEFINE_enum(
 DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of user errors.")
 
 
-def row_settings() -> RowSettings:
-  """Settings of rows that set none of their own."""
+def row_settings(opened: Checkpoint) -> RowSettings:
+  """Settings of rows that set none of their own.
+
+  A flag that was given wins over --generation_config=auto, and that over the
+  defaults of the flags.
+
+  Raises:
+    UserError: a setting out of range, of the flags or of that file.
+  """
+  suggested = {}
+  if GENERATION_CONFIG.value == "auto":
+    suggested = sampling_defaults(opened.folder)
+    try:
+      RowSettings(**suggested)
+    except UserError as e:
+      raise UserError(f"{opened.folder / GENERATION_FILE}: {e}") from e
+  sampling = {
+    flag.name: flag.value
+    for flag in (MAX_NEW_TOKENS, TEMPERATURE, TOP_K, TOP_P, MIN_P)
+    if flag.present or flag.name not in suggested
+  }
   return RowSettings(
-    max_new_tokens=MAX_NEW_TOKENS.value,
-    temperature=TEMPERATURE.value,
-    top_k=TOP_K.value,
-    top_p=TOP_P.value,
-    min_p=MIN_P.value,
+    **suggested | sampling,
     seed=SEED.value,
     stop=STOP.value,
     logprobs=LOGPROBS.value,

@@ -62,8 +62,8 @@ def main() -> int:
   watched = _STREAM.value or _TRACE.value
   if watched and (file or _OUTPUT.value is not None):
     raise UserError("--stream and --trace need --prompt, without --output.")
-  row, size = shared.row_settings(), shared.batch_size()
   opened = shared.checkpoint()
+  row, size = shared.row_settings(opened), shared.batch_size()
   shared.attention(opened)  # Refuses what cannot run before much is read.
   config = shared.run_config(opened.config)
   shared.devices(opened)

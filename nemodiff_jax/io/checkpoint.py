@@ -8,16 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
+from nemodiff_jax.io.generation import with_stop_ids
 from nemodiff_jax.io.hf_config import from_hf
 from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
+from nemodiff_jax.io.matching import match
 from nemodiff_jax.io.orbax import OrbaxTensors, is_orbax
 from nemodiff_jax.io.tensors import TensorFolder, open_tensors
 from nemodiff_jax.nn.config import ModelConfig
@@ -37,7 +38,7 @@ class Checkpoint:
 
   Attributes:
     folder: where it is.
-    config: from config.json.
+    config: from config.json; stop ids of generation_config.json too.
     tokenizer: None where the folder has none; token ids still work.
     template: for conversations; None where the folder has none.
     scheme: how its tensors are quantised, one of `nn.quantize.SCHEMES`.
@@ -63,8 +64,7 @@ class Checkpoint:
     """The folder's tensors, and the released names of those of the model.
 
     Raises:
-      UserError: a tensor that is missing, unknown or of another shape; a file
-        that is missing or cut short.
+      UserError: as `matching.match`; a file that is missing or cut short.
     """
     table = self.table
     tensors = (
@@ -72,15 +72,7 @@ class Checkpoint:
       if is_orbax(self.folder)
       else open_tensors(self.folder)
     )
-    wanted = _match(self.folder, list(tensors.files), table)
-    for source, name in wanted.items():
-      found, shape = tensors.shape(source), table[name].shape
-      if found != shape:
-        raise UserError(
-          f"{tensors.files[source]}: tensor {source!r} should have shape"
-          f" {shape} by config.json, got {found}."
-        )
-    return tensors, wanted
+    return tensors, match(self.folder, tensors, table)
 
   def load_params(
     self, dtype=jnp.float32, scheme: str = "none", mesh: Mesh | None = None
@@ -164,12 +156,12 @@ def open_checkpoint(name: str | None) -> Checkpoint:
   folder = find_checkpoint(name)
   path = folder / "config.json"
   try:
-    given = json.loads(path.read_text(encoding="utf-8"))
+    given = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError as e:
     raise UserError(
       f"{path}: expected a checkpoint folder, no such file."
     ) from e
-  except (OSError, ValueError) as e:
+  except (OSError, ValueError, RecursionError) as e:
     raise UserError(f"{path}: expected JSON ({e}).") from e
   if not isinstance(given, dict):
     raise UserError(f"{path}: expected a JSON object.")
@@ -177,8 +169,12 @@ def open_checkpoint(name: str | None) -> Checkpoint:
     config = from_hf(given)
   except UserError as e:
     raise UserError(f"{folder}: {e}") from e
-  except (TypeError, AttributeError, ValueError) as e:
+  except (TypeError, AttributeError, ValueError, OverflowError) as e:
     raise UserError(f"{path}: a value is of the wrong type ({e}).") from e
+  ends = with_stop_ids(
+    config.eos_ids, folder, config.vocab_size, config.mask_id
+  )
+  config = dataclasses.replace(config, eos_ids=ends)
   return Checkpoint(
     folder,
     config,
@@ -200,37 +196,6 @@ def tensor_table(config: ModelConfig) -> dict[str, names.Tensor]:
     head_dim=config.head_dim,
     tied=config.tie_embeddings,
   )
-
-
-def _match(
-  folder: Path, sources: list[str], table: dict[str, names.Tensor]
-) -> dict[str, str]:
-  """Name in the folder -> released name, for every tensor of the table."""
-  vision = [s for s in sources if names.is_vision(s)]
-  if vision:
-    logging.info("skipped %d vision tensors: %s", len(vision), vision)
-  wanted: dict[str, str] = {}
-  for source in sources:
-    name = names.released_name(source)
-    if source in vision:
-      continue
-    if name == "diffusion_head.weight" and name not in table:
-      logging.info("skipped %s: the config ties the embeddings", source)
-    elif name not in table:
-      raise UserError(
-        f"{folder}: unknown tensor {source!r}{names.nearest(name, table)}."
-      )
-    elif name in wanted.values():
-      raise UserError(f"{folder}: tensor {name!r} is there twice.")
-    else:
-      wanted[source] = name
-  missing = [name for name in table if name not in wanted.values()]
-  if missing:
-    raise UserError(
-      f"{folder}: {len(missing)} of {len(table)} tensors are missing, first"
-      f" {missing[0]!r}."
-    )
-  return wanted
 
 
 def _spread(value: Any, tensor: names.Tensor, mesh: Mesh) -> jax.Array:

@@ -22,6 +22,11 @@ VISION = (
   "model.vision_tower.",
   "model.multi_modal_projector.",
 )
+# Buffers that older programs saved: made anew, never read.
+_LEFTOVER = re.compile(
+  r"(^|.*\.)(rotary_emb\..+|rotary_pos_emb\..+|(original_)?inv_freq"
+  r"|position_ids|masked_bias|(self_)?att(entio)?n\.bias|causal_mask)"
+)
 GGUF = {  # Of the Llama family: blk.N.X.weight, and these without a number.
   "attn_q": "self_attn.q_proj",
   "attn_k": "self_attn.k_proj",
@@ -52,6 +57,9 @@ class Tensor:
   path: tuple[str, ...]
   shape: tuple[int, ...]
   transposed: bool
+
+
+Table = dict[str, Tensor]  # By released name.
 
 
 def released_tensors(
@@ -129,6 +137,11 @@ def gguf_name(name: str) -> str:
 def is_vision(name: str) -> bool:
   """Whether a tensor belongs to the image tower or its projector."""
   return name.startswith(VISION)
+
+
+def is_leftover(name: str) -> bool:
+  """Whether a tensor is a buffer without use, as `rotary_emb.inv_freq` is."""
+  return _LEFTOVER.fullmatch(name) is not None
 
 
 def nearest(name: str, known) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.quantized import method_of_tensor, refusal
 
 FLOATS = {
   "F64": np.dtype(np.float64),
@@ -19,6 +20,17 @@ FLOATS = {
 }
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_OTHER_FORMS = {  # Of weights that are not read, and what to do.
+  "consolidated*": (
+    "Mistral's own layout, which is not read; use the files of the Hugging"
+    " Face layout"
+  ),
+  "adapter_model.*": "a LoRA without its model; give it as --lora",
+  "*.gguf": "which checkpoints_convert.ar_to_trimode can convert",
+  "*.safetensors": (f"but is not read without an index; download {INDEX} too"),
+  "*.bin": "pickled, which is not read; save the model as safetensors",
+  "*.pt*": "pickled, which is not read; save the model as safetensors",
+}
 
 
 class TensorFolder:
@@ -67,6 +79,11 @@ class TensorFolder:
   def _dtype(self, name: str, kind: str) -> np.dtype:
     if kind == "I8" and f"{name}_scale" in self.files:
       return np.dtype(np.int8)
+    method = method_of_tensor(name, kind) if kind not in FLOATS else None
+    if method is not None:
+      raise UserError(
+        f"{self.files[name]}: tensor {name!r} is {refusal(method)}."
+      )
     if kind not in FLOATS:
       raise UserError(
         f"{self.files[name]}: tensor {name!r} should be one of"
@@ -79,21 +96,21 @@ class TensorFolder:
 def open_tensors(folder: Path) -> TensorFolder:
   """Finds the tensors of a checkpoint folder: one file, or an index of shards.
 
+  Where both are there the one file counts, as for transformers: an index
+  beside it is left over from other shards.
+
   Raises:
     UserError: no weights, an unreadable index, or a shard that is missing,
       cut short, or without a tensor that the index places in it.
   """
-  index = folder / INDEX
-  if not index.exists():
-    single = folder / SINGLE
-    if not single.exists():
-      raise UserError(f"{folder}: expected {SINGLE} or {INDEX}, found neither.")
+  index, single = folder / INDEX, folder / SINGLE
+  if single.exists():
     return open_file(single)
-  try:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {n: folder / bare_name(file) for n, file in weight_map.items()}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
+  if not index.exists():
+    raise UserError(
+      f"{folder}: expected {SINGLE} or {INDEX}, found neither{_instead(folder)}."
+    )
+  files = {n: folder / file for n, file in read_index(index).items()}
   held: dict[Path, set[str]] = {}
   for path in sorted(set(files.values())):
     if not path.exists():
@@ -108,6 +125,28 @@ def open_tensors(folder: Path) -> TensorFolder:
         f"{path}: tensor {name!r} should be here by {INDEX}, but is not."
       )
   return TensorFolder(files)
+
+
+def read_index(index: Path) -> dict[str, str]:
+  """Name of each tensor -> the file that should hold it.
+
+  Raises:
+    UserError: it cannot be read, or names something else than files.
+  """
+  try:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return {name: bare_name(file) for name, file in weight_map.items()}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
+
+
+def _instead(folder: Path) -> str:
+  """What is there in another form, and what to do with it."""
+  for pattern, advice in _OTHER_FORMS.items():
+    found = sorted(folder.glob(pattern))
+    if found:
+      return f"; {found[0].name} is there, {advice}"
+  return ""
 
 
 def bare_name(file: str) -> str:

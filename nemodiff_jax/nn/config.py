@@ -1,6 +1,7 @@
 """Architecture and special ids of a model, checked once; released sizes."""
 
 import dataclasses
+import math
 
 from nemodiff_jax.errors import UserError
 
@@ -32,13 +33,20 @@ class RopeConfig:
   query_scale: float = 0.0
 
   def __post_init__(self):
-    if not self.theta > 1:
+    if not 1 < self.theta < math.inf:
       raise UserError(
         f"config.json: rope_theta should be above 1, got {self.theta}."
       )
-    if self.factor is not None and not self.factor > 0:
+    for name in ("factor", "beta_fast", "beta_slow", "attention_factor"):
+      value = getattr(self, name)
+      if value is not None and not 0 < value < math.inf:
+        raise UserError(
+          f"config.json: rope {name} should be positive, got {value}."
+        )
+    if not 0 <= self.query_scale < math.inf:
       raise UserError(
-        f"config.json: rope factor should be positive, got {self.factor}."
+        "config.json: llama_4_scaling_beta should be 0 or positive, got"
+        f" {self.query_scale}."
       )
     if (self.factor is not None or self.query_scale) and self.original_max < 1:
       raise UserError(
@@ -114,7 +122,7 @@ class ModelConfig:
         f"config.json: num_attention_heads ({self.num_heads}) should be a"
         f" multiple of num_key_value_heads ({self.num_kv_heads})."
       )
-    if not self.rms_norm_eps > 0:
+    if not 0 < self.rms_norm_eps < math.inf:
       raise UserError(
         f"config.json: rms_norm_eps should be positive, got {self.rms_norm_eps}."
       )

@@ -147,6 +147,6 @@ def inverse_frequencies(
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, head_dim - 1)
   index = np.arange(head_dim // 2, dtype=np.float32)
-  ramp = np.clip((index - low) / max(high - low, 0.001), 0, 1)
+  ramp = np.clip((index - low) / (high - low or 0.001), 0, 1)
   blend = plain * (1 - ramp) + plain / np.float32(rope.factor) * ramp
   return blend.astype(np.float32)

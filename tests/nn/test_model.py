@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nemodiff_jax.io.checkpoint import tensor_table
-from nemodiff_jax.io.hf_config import from_hf
+from nemodiff_jax.io.hf_config import from_hf, to_hf
 from nemodiff_jax.io.names import released_name
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import init_cache, write
@@ -23,6 +23,7 @@ from nemodiff_jax.nn.model import (
 )
 from tests import helpers
 from tests.golden import make_ministral3 as golden
+from tests.golden import make_rope as unusual
 
 GOLDEN = Path(golden.__file__).with_name("ministral3.npz")
 
@@ -74,6 +75,19 @@ def test_logits_agree_with_transformers(name, way):
   want = np.load(GOLDEN)[f"{name}_{way}"]
   got = got if name == "yarn" else got[::7]
   assert np.abs(np.asarray(got) - want).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", unusual.CASES)
+def test_unusual_settings_agree_with_transformers(name):
+  """Attention factors, borders and scales that are 1 in every release."""
+  case = {"model_type": "ministral3", **golden.SIZES, **unusual.CASES[name]}
+  config = from_hf(case)
+  tokens = jnp.asarray(golden.tokens(), jnp.int32)
+  got = np.asarray(logits_of(config, golden_params(config), tokens, False))
+  want = np.load(GOLDEN.with_name("rope.npz"))[name]
+  assert np.abs(got[:: unusual.EVERY] - want).max() <= 1e-4
+  # And config.json, as it is written, says the same.
+  assert from_hf(to_hf(config)) == config
 
 
 def test_golden_crosses_the_query_scale():
