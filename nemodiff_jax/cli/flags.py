@@ -1,6 +1,6 @@
 """Flags shared by the commands, and what the library makes of them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from absl import flags
 
@@ -158,7 +158,7 @@ def row_settings(opened: Checkpoint) -> RowSettings:
       RowSettings(**suggested)
     except UserError as e:
       raise UserError(f"{opened.folder / GENERATION_FILE}: {e}") from e
-  sampling = {
+  sampling: dict[str, Any] = {
     flag.name: flag.value
     for flag in (MAX_NEW_TOKENS, TEMPERATURE, TOP_K, TOP_P, MIN_P)
     if flag.present or flag.name not in suggested
