@@ -1,7 +1,8 @@
 """Worked arithmetic in chat form: endless text that can be checked.
 
-Four families, each a question, worked lines and an answer: sums along a chain,
-legs of animals, differences of times, and drills of single operations.
+Five families, each a question, worked lines and an answer: sums along a chain,
+legs of animals, differences of times, drills of single operations; and, to be
+learned in two minutes, the legs of one herd.
 """
 
 import random
@@ -25,6 +26,7 @@ ANIMALS = {
   "snail": 0,
 }
 FAMILIES = ("chain", "legs", "time")
+HELD_OUT = (*FAMILIES, "herd")  # Families with questions kept from training.
 HELD_OUT_SEED = 999_001
 
 
@@ -40,6 +42,8 @@ def example(rng: random.Random, family: str) -> tuple[str, str, str]:
 def held_out(family: str, count: int) -> list[tuple[str, str, str]]:
   """The first held-out examples of a family; training skips their questions."""
   rng = random.Random(f"{HELD_OUT_SEED} {family}")
+  if family == "herd":
+    return _held_out_herds(rng)[:count]
   return [example(rng, family) for _ in range(count)]
 
 
@@ -75,6 +79,32 @@ def _legs(rng: random.Random) -> tuple[str, list[str], str]:
     total += product
   listed = ", ".join(named[:-1]) + f" and {named[-1]}"
   return f"How many legs do {listed} have in all?", lines, str(total)
+
+
+def _herd(rng: random.Random) -> tuple[str, list[str], str]:
+  return _count(rng.choice(sorted(ANIMALS)), rng.randint(2, 9))
+
+
+def _count(animal: str, n: int) -> tuple[str, list[str], str]:
+  herd, legs = f"{n} {_plural(animal, n)}", ANIMALS[animal]
+  line = f"{herd} with {legs} legs: {n} x {legs} = {n * legs}"
+  return f"How many legs do {herd} have?", [line], str(n * legs)
+
+
+def _held_out_herds(rng: random.Random) -> list[tuple[str, str, str]]:
+  """A quarter of the herds; each product is met with other animals."""
+  legs = list(ANIMALS.values())
+  herds = [
+    _count(animal, n)
+    for i, animal in enumerate(sorted(ANIMALS))
+    for n in range(2, 10)
+    if (n + i) % 4 == 0 and legs.count(ANIMALS[animal]) > 1
+  ]
+  rng.shuffle(herds)
+  return [
+    (question, "\n".join([*lines, f"The answer is {result}."]), result)
+    for question, lines, result in herds
+  ]
 
 
 def _time(rng: random.Random) -> tuple[str, list[str], str]:
@@ -128,4 +158,10 @@ def _plural(animal: str, count: int) -> str:
   return animal if count == 1 or animal in ("fish", "sheep") else f"{animal}s"
 
 
-_MAKE = {"chain": _chain, "legs": _legs, "time": _time, "drill": _drill}
+_MAKE = {
+  "chain": _chain,
+  "legs": _legs,
+  "herd": _herd,
+  "time": _time,
+  "drill": _drill,
+}

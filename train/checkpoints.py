@@ -1,25 +1,36 @@
-"""Checkpoints of a run: state and data iterator, asynchronous and atomic."""
+"""Checkpoints of a run: state and streams of data, asynchronous and atomic."""
 
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as keeping
 
-from checkpoints_convert.hf_folder import write_folder, write_lora
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.checkpoint import tensor_table
-from nemodiff_jax.io.hf_config import to_hf
-from nemodiff_jax.io.lora import FOLDER
-from nemodiff_jax.nn.model import Params
-from train.stack import unstack_layers
-from train.start import Start
 from train.step import TrainState
-from train.watch import say
+
+
+class _StreamsHandler(ocp.CheckpointHandler):
+  """A JSON file per stream, each written by the process that reads it."""
+
+  def save(self, directory: Any, args: "_SaveStreams") -> None:
+    for name, state in args.states.items():
+      (directory / f"{name}.json").write_text(json.dumps(state))
+
+  def restore(self, directory: Any, args: Any = None) -> None:
+    raise NotImplementedError("see Checkpoints.restore_streams")
+
+
+@ocp.args.register_with_handler(_StreamsHandler, for_save=True)
+@dataclasses.dataclass
+class _SaveStreams(ocp.args.CheckpointArgs):
+  states: dict[int, Any]
 
 
 class Checkpoints:
@@ -53,7 +64,7 @@ class Checkpoints:
     self,
     step: int,
     state: TrainState,
-    data: grain.DatasetIterator,
+    streams: dict[int, Any],
     metrics: dict[str, float],
   ) -> None:
     """Begins to save; waits for the save before it.
@@ -63,10 +74,9 @@ class Checkpoints:
         checkpoint is named.
     """
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      data=grain.checkpoint.CheckpointSave(data),
+      state=ocp.args.StandardSave(state), streams=_SaveStreams(streams)
     )
-    with _Told(self):
+    with self._failures():
       self._manager.save(step, args=args, metrics=self._best and metrics)
 
   def wait(self) -> None:
@@ -75,26 +85,39 @@ class Checkpoints:
     Raises:
       UserError: it failed.
     """
-    with _Told(self):
+    with self._failures():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
-  def restore(
-    self, state: TrainState, data: grain.DatasetIterator | None
-  ) -> TrainState:
-    """The newest checkpoint's state, placed as `state` is; sets `data` back."""
-    args: dict[str, Any] = {"state": ocp.args.StandardRestore(state)}
-    if data is not None:
-      args["data"] = grain.checkpoint.CheckpointRestore(data)
-    try:
-      found: Any = self._manager.restore(
-        self.latest(), args=ocp.args.Composite(**args)
+  def restore(self, state: TrainState) -> TrainState:
+    """The newest checkpoint's state.
+
+    Arrays are read one after another: beside the state, little more than the
+    largest of them is in memory.
+
+    Args:
+      state: shapes, with the shardings that the arrays are to have.
+
+    Raises:
+      UserError: the checkpoint is damaged, or that of another model.
+    """
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(state)]
+    most = max(*sizes, sum(sizes) // 50) + 1
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=most / 1e9)
+    with self._damage(), ocp.Checkpointer(handler) as reader:
+      return reader.restore(
+        Path(self.name()) / "state", args=ocp.args.StandardRestore(state)
       )
-    except (ValueError, KeyError, OSError) as e:
-      raise UserError(
-        f"{self.name()}: the checkpoint does not fit this run ({e})."
-      ) from e
-    return found["state"]
+
+  def restore_streams(self, names: range) -> dict[int, Any]:
+    """Where some of the streams were, in the newest checkpoint.
+
+    Raises:
+      UserError: they are not there.
+    """
+    folder = Path(self.name()) / "streams"
+    with self._damage():
+      return {i: json.loads((folder / f"{i}.json").read_text()) for i in names}
 
   def name(self) -> str:
     """The newest complete checkpoint, for messages."""
@@ -113,52 +136,31 @@ class Checkpoints:
     """Waits, and ends the background threads."""
     self._manager.close()
 
+  @contextlib.contextmanager
+  def _failures(self) -> Iterator[None]:
+    """Failures of a save become errors that say what is left."""
+    try:
+      yield
+    except Exception as e:
+      what = f"the checkpoint could not be saved ({_first_line(e)})"
+      raise self.failure(what) from e
 
-class _Told:
-  """Says what is left when a save fails."""
-
-  def __init__(self, checkpoints: Checkpoints):
-    self._checkpoints = checkpoints
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind, e, trace) -> None:
-    if kind is None or not issubclass(kind, Exception):
-      return
-    what = f"the checkpoint could not be saved ({_first_line(e)})"
-    raise self._checkpoints.failure(what) from e
-
-
-def export(
-  folder: Path, start: Start, base: Params, lora: Params | None, alpha: float
-) -> None:
-  """Writes the released layout: weights, tokenizer, and the drafter's LoRA.
-
-  Args:
-    folder: created if absent.
-    start: what the run started from.
-    base: parameters of the model, layers stacked.
-    lora: the trained LoRA, None where there is none.
-    alpha: of the LoRA.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  config = start.config
-  params = unstack_layers(jax.device_get(base), config.num_layers)
-  try:
-    start.copy_side_files(folder)
-    dtype = jax.numpy.bfloat16
-    table = tensor_table(config)
-    write_folder(folder, to_hf(config), table, params, dtype=dtype)
-    if lora is not None:
-      a, b = (np.asarray(lora["lora"][x]).swapaxes(1, 2) for x in "ab")
-      layers = [*zip(a, b, strict=True)]
-      write_lora(folder / FOLDER, layers, alpha)
-  except OSError as e:
-    raise UserError(f"{folder}: could not be written ({e}).") from e
-  say(f"exported to {folder}")
+  @contextlib.contextmanager
+  def _damage(self) -> Iterator[None]:
+    """What a damaged or foreign checkpoint raises becomes an error."""
+    try:
+      yield
+    except Exception as e:  # Orbax raises many kinds.
+      older = [s for s in self._manager.all_steps() if s != self.latest()]
+      rest = (
+        f"to go on from step {max(older)}, move this folder away"
+        if older
+        else "there is no older one"
+      )
+      raise UserError(
+        f"{self.name()}: the checkpoint is damaged, or does not fit this run"
+        f" ({_first_line(e)}); {rest}."
+      ) from e
 
 
 def _first_line(e: Any) -> str:

@@ -3,11 +3,10 @@
 The order depends on the seed alone. A run's data is cut into `data.shards`
 streams, each shuffled, packed and batched on its own; a process reads some of
 them. So the batches are the same on any number of processes that divides the
-shards, and the pipeline's state is saved with the checkpoint.
+streams, and each stream's state is saved with the checkpoint.
 """
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grain
@@ -22,77 +21,109 @@ from nemodiff_jax.nn.config import ModelConfig
 from train import mesh as meshes
 from train.corruption import Rows
 from train.documents import Document, encode_record
-from train.sources import Arithmetic, Lines, Shards
+from train.sources import (
+  Arithmetic,
+  HeldOut,
+  Lines,
+  family_shares,
+  source_paths,
+)
 from train.start import Start
+from train.token_files import TokenFiles
 
-Source = Lines | Arithmetic | Shards
+Source = Lines | Arithmetic | HeldOut | TokenFiles
 
 
 def open_source(
-  data: ml_collections.ConfigDict, model: ModelConfig, seed: int
+  source: str, model: ModelConfig, seed: int, on_error: str = "error"
 ) -> Source:
-  """The source that config.data names.
+  """What config.data.source names.
 
   Raises:
     UserError: files that are not there.
   """
-  if data.source == "arithmetic":
-    return Arithmetic(seed)
-  paths = [Path(p) for p in data.source.split(",")]
+  if (shares := family_shares(source)) is not None:
+    return Arithmetic(seed, shares)
+  paths = source_paths(source)
   if paths[0].is_dir():
-    return Shards(paths[0], model.vocab_size)
-  return Lines(paths, data.on_error)
+    return TokenFiles(paths[0], model.vocab_size)
+  return Lines(paths, on_error)
 
 
-def make_dataset(
+class Batches:
+  """Batches of some streams, rows of stream after stream, without an end.
+
+  An element holds the fields of `Rows` without `example`, and `filled` [B]: the
+  tokens of a row that belong to documents.
+  """
+
+  def __init__(self, streams: dict[int, grain.DatasetIterator]):
+    self._streams = streams
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    parts = [next(stream) for stream in self._streams.values()]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def states(self) -> dict[int, Any]:
+    """What each stream goes on from, as JSON holds it."""
+    return {i: stream.get_state() for i, stream in self._streams.items()}
+
+  def restore(self, states: dict[int, Any]) -> None:
+    """Sets the streams to where `states` was taken, in whatever process."""
+    for i, stream in self._streams.items():
+      stream.set_state(states[i])
+
+
+def make_batches(
   config: ml_collections.ConfigDict,
   start: Start,
   source: Source,
-  shards: range,
-) -> grain.IterDataset:
-  """Batches of these shards, rows of shard after shard.
+  streams: Iterable[int],
+) -> Batches:
+  """Batches of these of the data.shards streams.
 
-  An element holds the fields of `Rows` without `example`.
+  Raises:
+    UserError: a model without EOS; fewer records than streams.
   """
-  data, eos = config.data, start.config.eos_ids
-  if not eos:
+  if not start.config.eos_ids:
     raise UserError("config.json: training needs an eos_token_id.")
-  if len(source) < data.shards:
+  if len(source) < config.data.shards:
     raise UserError(
-      f"config.data.shards is {data.shards}, but the data has only"
+      f"config.data.shards is {config.data.shards}, but the data has only"
       f" {len(source)} records."
     )
-  encode = lambda r: _encode(r, source, start, config.length)
-  spans = dict.fromkeys(("tokens", "supervised"), config.length)
-  unit = dict.fromkeys(spans, max(config.block_lengths))
-
-  def stream(shard: int) -> grain.IterDataset:
-    records: Any = grain.MapDataset.source(source).seed(config.seed)
-    if data.shuffle:
-      records = records.shuffle()
-    records = records[shard :: data.shards].repeat().map(encode)
-    documents = records.to_iter_dataset(grain.ReadOptions(num_threads=0))
-    documents = experimental.FlatMapIterDataset(
-      documents, _Pieces(config.length)
-    )
-    rows = experimental.FirstFitPackIterDataset(
-      documents,
-      length_struct=spans,
-      num_packing_bins=data.bins,
-      shuffle_bins=False,
-      pack_alignment_struct=unit,
-    )
-    rows = rows.map(lambda row: _row(row, eos[0]))
-    return rows.batch(config.batch_size // data.shards)
-
-  joined = experimental.ZipIterDataset([stream(s) for s in shards])
-  return joined.map(
-    lambda parts: jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  return Batches(
+    {i: iter(_stream(config, start, source, i)) for i in streams}
   )
 
 
-def local_shards(count: int) -> range:
-  """The shards that this process reads."""
+def _stream(config, start: Start, source: Source, i: int) -> grain.IterDataset:
+  """One stream's part of each batch."""
+  data, count = config.data, config.data.shards
+  spans = dict.fromkeys(("tokens", "supervised"), config.length)
+  unit = dict.fromkeys(spans, max(config.block_lengths))
+  size = len(range(i, len(source), count))
+  records: Any = grain.MapDataset.source(source).seed(config.seed)
+  if data.shuffle:
+    records = records.shuffle()
+  encode = _Encode(source, start, config.length, size)
+  records = records[i::count].repeat().map(encode)
+  documents = records.to_iter_dataset(grain.ReadOptions(num_threads=0))
+  documents = experimental.FlatMapIterDataset(documents, _Pieces(config.length))
+  rows = experimental.FirstFitPackIterDataset(
+    documents,
+    length_struct=spans,
+    num_packing_bins=data.bins,
+    shuffle_bins=False,
+    pack_alignment_struct=unit,
+  )
+  eos = start.config.eos_ids[0]
+  rows = rows.map(lambda row: _row(row, eos))
+  return rows.batch(config.batch_size // count)
+
+
+def local_streams(count: int) -> range:
+  """Those of `count` streams that this process reads."""
   each = count // jax.process_count()
   return range(each * jax.process_index(), each * (jax.process_index() + 1))
 
@@ -112,22 +143,45 @@ def place_rows(
   return Rows(**jax.tree.map(put, batch), example=put(example))
 
 
-def _encode(
-  record: dict[str, Any], source: Source, start: Start, length: int
-) -> Document | None:
-  """A document, or None for a record that is skipped."""
-  try:
+class _Encode:
+  """Turns records into documents; None for one that is skipped."""
+
+  def __init__(self, source: Source, start: Start, length: int, size: int):
+    self._source, self._start, self._length = source, start, length
+    self._size = size  # Records of the stream.
+    self._refused = 0  # Since the last that could be used.
+
+  def __call__(self, record: dict[str, Any]) -> Document | None:
+    try:
+      document = self._document(record)
+    except UserError as e:
+      self._refuse(record["where"], str(e).rstrip("."))
+      return None
+    self._refused = 0
+    return document
+
+  def _document(self, record: dict[str, Any]) -> Document:
+    start = self._start
     document = encode_record(
       record, start.tokenizer, start.template, start.config.eos_ids
     )
     mask = start.config.mask_id
     if mask is not None and (document["tokens"] == mask).any():
       raise UserError(f"holds the mask token {mask}")
-    if not document["supervised"][:length].any():
-      raise UserError(f"nothing to learn within a row of {length} tokens")
-  except UserError as e:
-    return source.refuse(record["where"], str(e).rstrip("."))
-  return document
+    if not document["supervised"][: self._length].any():
+      raise UserError(
+        f"nothing to learn within a row of {self._length} tokens"
+      )
+    return document
+
+  def _refuse(self, where: str, why: str) -> None:
+    self._source.refuse(where, why)
+    self._refused += 1
+    if self._refused >= 2 * self._size:  # Whatever the order: all of them.
+      raise UserError(
+        f"{where}: {why}; none of the {self._size} lines of this stream could"
+        " be used: mend them, or lower config.data.shards."
+      )
 
 
 class _Pieces(experimental.FlatMapTransform):
@@ -161,6 +215,7 @@ def _row(row: dict[str, np.ndarray], eos: int) -> dict[str, np.ndarray]:
   before = np.concatenate([[0], segment[:-1]])
   begins = (segment != before) & (segment > 0)
   return {
+    "filled": np.int32((segment > 0).sum()),
     "tokens": np.where(segment > 0, row["tokens"], eos).astype(np.int32),
     "supervised": (row["supervised"] > 0) & (segment > 0),
     "start": np.maximum.accumulate(np.where(begins, index, 0)).astype(np.int32),

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags
 
 from nemodiff_jax.errors import UserError
-from train.shards import write_shard
+from train.token_files import write_shard
 
 _SOURCE = flags.DEFINE_string("source", None, "JSONL file.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of the tokenizer.")
@@ -26,9 +26,8 @@ _ON_ERROR = flags.DEFINE_enum(
 def main(_: list[str]) -> None:
   """Writes the shard."""
   try:
-    skipped = write_shard(
-      Path(_SOURCE.value), _CHECKPOINT.value, Path(_OUT.value), _ON_ERROR.value
-    )
+    source, out = (Path(x).expanduser() for x in (_SOURCE.value, _OUT.value))
+    skipped = write_shard(source, _CHECKPOINT.value, out, _ON_ERROR.value)
   except UserError as e:
     print(f"error: {e}", file=sys.stderr)
     sys.exit(2)

@@ -1,6 +1,6 @@
 """Where training documents come from; each source is a sequence of records."""
 
-import json
+import dataclasses
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import jsonl
 from train import arithmetic
 
 FAMILY_SHARES = {"chain": 0.25, "legs": 0.25, "time": 0.2, "drill": 0.3}
@@ -19,6 +20,8 @@ _ENDLESS = 1 << 40
 class Lines:
   """The lines of JSON Lines files, found by offset, parsed when asked for.
 
+  Blank lines are no records.
+
   Attributes:
     skipped: where each unusable line is -> what is wrong with it.
   """
@@ -26,8 +29,8 @@ class Lines:
   def __init__(self, paths: Sequence[Path], on_error: str):
     self._paths = [Path(p) for p in paths]
     self._on_error = on_error
-    self._offsets = [_line_offsets(p) for p in self._paths]
-    self._first = np.cumsum([0, *(len(o) for o in self._offsets)])
+    self._lines = [_index_lines(p) for p in self._paths]
+    self._first = np.cumsum([0, *(len(x.offsets) for x in self._lines)])
     self.skipped: dict[str, str] = {}
     self._lock = threading.Lock()
     if not len(self):
@@ -39,18 +42,15 @@ class Lines:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record, with 'where' in it; an unparsable one holds 'error'."""
     file = int(np.searchsorted(self._first, index, "right")) - 1
-    line = int(index - self._first[file])
-    where = f"{self._paths[file]}:{line + 1}"
+    at = int(index - self._first[file])
+    number = self._lines[file].number(at)
+    where = f"{self._paths[file]}:{number}"
     with self._paths[file].open("rb") as stream:
-      stream.seek(self._offsets[file][line])
-      text = stream.readline()
-    try:
-      record = json.loads(text.decode("utf-8"))
-    except ValueError as e:
-      return {"where": where, "error": f"not a line of JSON ({e})"}
-    if not isinstance(record, dict):
-      return {"where": where, "error": f"expected an object, got {record!r}"}
-    return record | {"where": where}
+      stream.seek(self._lines[file].offsets[at])
+      line = jsonl.read_line(stream.readline(), number)
+    if line.error is not None:
+      return {"where": where, "error": str(line.error)}
+    return line.value | {"where": where}
 
   def refuse(self, where: str, why: str) -> None:
     """Raises, or counts the line as skipped.
@@ -70,12 +70,17 @@ class Lines:
 
 
 class Arithmetic:
-  """Endless worked arithmetic; questions that are held out never occur."""
+  """Endless worked arithmetic; questions that are held out never occur.
+
+  Args:
+    seed: of the examples.
+    shares: family -> how often it is drawn.
+  """
 
   def __init__(self, seed: int, shares: dict[str, float] = FAMILY_SHARES):
     self._seed, self._shares = seed, shares
     self._held = {
-      q for f in arithmetic.FAMILIES for q, *_ in arithmetic.held_out(f, 500)
+      q for f in arithmetic.HELD_OUT for q, *_ in arithmetic.held_out(f, 500)
     }
     self.skipped: dict[str, str] = {}
 
@@ -86,13 +91,7 @@ class Arithmetic:
     """A conversation of two turns."""
     rng = random.Random(f"{self._seed} {index}")
     question, answer = next(self._fresh(rng))
-    return {
-      "where": f"arithmetic example {index}",
-      "messages": [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-      ],
-    }
+    return _turns(f"arithmetic example {index}", question, answer)
 
   def _fresh(self, rng: random.Random) -> Iterator[tuple[str, str]]:
     while True:
@@ -106,68 +105,98 @@ class Arithmetic:
     raise UserError(f"{where}: {why}.")
 
 
-class Shards:
-  """Tokenised shards, as `train.make_shards` writes them.
+class HeldOut:
+  """The examples that arithmetic leaves out of training."""
 
-  A shard NAME is NAME.tokens.npy (all documents, one after another) and
-  NAME.ends.npy (one past each document's last token).
-  """
-
-  def __init__(self, folder: Path, vocab_size: int):
-    self._tokens, self._ends = [], []
-    for path in sorted(folder.glob("*.tokens.npy")):
-      ends = Path(str(path).replace(".tokens.npy", ".ends.npy"))
-      try:
-        self._tokens.append(np.load(path, mmap_mode="r"))
-        self._ends.append(np.load(ends))
-      except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a readable shard ({e}).") from e
-      if not len(self._ends[-1]) or self._ends[-1][-1] != len(self._tokens[-1]):
-        raise UserError(
-          f"{ends}: the last document should end at {len(self._tokens[-1])},"
-          " the number of tokens; the shard is cut short."
-        )
-    if not self._tokens:
-      raise UserError(f"{folder}: expected shards NAME.tokens.npy, found none.")
-    self._vocab = vocab_size
-    self._first = np.cumsum([0, *(len(e) for e in self._ends)])
+  def __init__(self, families: Sequence[str], count: int = 100):
+    self._examples = [
+      x for f in families for x in arithmetic.held_out(f, count)
+    ]
     self.skipped: dict[str, str] = {}
 
   def __len__(self) -> int:
-    return int(self._first[-1])
+    return len(self._examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """A document's ids."""
-    shard = int(np.searchsorted(self._first, index, "right")) - 1
-    i = int(index - self._first[shard])
-    ends = self._ends[shard]
-    ids = np.asarray(self._tokens[shard][ends[i - 1] if i else 0 : ends[i]])
-    where = f"document {i} of shard {shard}"
-    if ids.size and int(ids.max()) >= self._vocab:
-      return {
-        "where": where,
-        "error": f"holds id {ids.max()}, out of the"
-        f" vocabulary of {self._vocab}",
-      }
-    return {"where": where, "ids": ids}
+    """A conversation of two turns."""
+    question, answer, _ = self._examples[index]
+    return _turns(f"held-out example {index}", question, answer)
 
   def refuse(self, where: str, why: str) -> None:
-    """A shard that does not fit the model cannot be used in part."""
-    raise UserError(f"{where}: {why}; tokenise the data with this model's.")
+    """Nothing to skip here either."""
+    raise UserError(f"{where}: {why}.")
 
 
-def _line_offsets(path: Path) -> np.ndarray:
-  """Where each line starts.
+def _turns(where: str, question: str, answer: str) -> dict[str, Any]:
+  return {
+    "where": where,
+    "messages": [
+      {"role": "user", "content": question},
+      {"role": "assistant", "content": answer},
+    ],
+  }
+
+
+def source_paths(source: str) -> list[Path]:
+  """The files or the folder that a `source` names, commas between."""
+  return [Path(p.strip()).expanduser() for p in source.split(",") if p.strip()]
+
+
+def family_shares(source: str) -> dict[str, float] | None:
+  """Family -> share of 'arithmetic' or 'arithmetic:FAMILY'; None: no such.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: a family that is not known.
   """
-  offsets, at = [], 0
+  name, _, family = source.strip().partition(":")
+  if name != "arithmetic" or source_paths(source)[0].exists():
+    return None
+  if not family:
+    return FAMILY_SHARES
+  if family not in arithmetic.HELD_OUT:
+    raise UserError(
+      f"arithmetic: its families are {arithmetic.HELD_OUT}, got {family!r}."
+    )
+  return {family: 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+  """Where the lines of a file are.
+
+  Attributes:
+    offsets: of each line that is not blank.
+    blanks: numbers of the blank lines, from 0.
+  """
+
+  offsets: np.ndarray
+  blanks: np.ndarray
+
+  def number(self, at: int) -> int:
+    """The number, from 1, of a line that is not blank."""
+    before = self.blanks - np.arange(self.blanks.size)
+    return at + 1 + int(np.searchsorted(before, at, "right"))
+
+
+def _index_lines(path: Path) -> _Index:
+  """Finds the lines of a file.
+
+  Raises:
+    UserError: the file cannot be read, or holds no text.
+  """
+  offsets, blanks, at = [], [], 0
   try:
     with path.open("rb") as file:
-      for line in file:
-        offsets.append(at)
+      for number, line in enumerate(file):
+        if number == 0:
+          jsonl.check_text(line)
+        if jsonl.is_blank(line):
+          blanks.append(number)
+        else:
+          offsets.append(at)
         at += len(line)
   except OSError as e:
     raise UserError(f"{path}: expected a file of JSON lines ({e}).") from e
-  return np.array(offsets, np.int64)
+  except UserError as e:
+    raise UserError(f"{path}: {e}") from e
+  return _Index(np.array(offsets, np.int64), np.array(blanks, np.int64))

@@ -1,55 +1,33 @@
-"""What a run tells: metrics.jsonl, TensorBoard, run.json, speed and memory."""
+"""What a run tells: metrics.jsonl, TensorBoard, lines on stderr, memory."""
 
 import json
 import math
-import platform
 import resource
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import tqdm
 from tensorboardX import SummaryWriter
 
-from nemodiff_jax import __version__
-from nemodiff_jax.errors import UserError
-from nemodiff_jax.nn.config import ModelConfig
-from train.settings import flatten
-
-RECORD = "run.json"
-# May change when a run goes on: they only watch, save or speed it up.
-_FREE = (
-  "log_every",
-  "eval.",
-  "checkpoint.",
-  "mesh.",
-  "max_bad_steps",
-  "data.on",
-)
-# bfloat16 operations per second of a device, dense, by its makers' data sheets.
-PEAK = {
-  "A100": 312e12,
-  "H100": 989e12,
-  "H200": 989e12,
-  "B200": 2250e12,
-}
-
 
 class Writer:
-  """Writes metrics of the first process.
+  """Writes metrics; only the first process has files.
 
-  The others call it too, to no effect.
+  A run that goes on drops the lines of steps that it will do again.
   """
 
-  def __init__(self, workdir: Path):
+  def __init__(self, workdir: Path, step: int):
+    """Opens the files of a run that begins or goes on at a step."""
     self._file = self._board = None
     if jax.process_index() == 0:
-      self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-      self._board = SummaryWriter(str(workdir / "tensorboard"))
+      path = workdir / "metrics.jsonl"
+      _drop_after(path, step)
+      self._file = path.open("a", encoding="utf-8")
+      self._board = SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=step + 1
+      )
 
   def write(
     self, step: int, metrics: dict[str, float], sample: str = ""
@@ -81,96 +59,6 @@ def say(text: str) -> None:
     tqdm.tqdm.write(text, file=sys.stderr)
 
 
-def check_run(
-  workdir: Path, config: ml_collections.ConfigDict, init_from: str | None
-) -> None:
-  """Checks that a workdir is new, or of this run.
-
-  Raises:
-    UserError: the workdir belongs to another run.
-  """
-  path = workdir / RECORD
-  if not path.exists():
-    return
-  try:
-    old = json.loads(path.read_text(encoding="utf-8"))
-    before = old["config"] | {k: old[k] for k in ("init_from", "processes")}
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(f"{path}: not the record of a run ({e!r}).") from e
-  now = flatten(config) | {
-    "init_from": init_from,
-    "processes": jax.process_count(),
-  }
-  changed = [
-    f"{name} was {before.get(name)!r}, now {value!r}"
-    for name, value in now.items()
-    if value != before.get(name) and not name.startswith(_FREE)
-  ]
-  if changed:
-    raise UserError(
-      f"{workdir} holds another run ({'; '.join(changed[:4])}); give another"
-      " --workdir, or the settings it was started with."
-    )
-
-
-def write_run(
-  workdir: Path, config: ml_collections.ConfigDict, init_from: str | None
-) -> None:
-  """Writes run.json into a new workdir; from then on it is this run's.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  path = workdir / RECORD
-  if path.exists() or jax.process_index() > 0:
-    return
-  record = {
-    "config": flatten(config),
-    "init_from": init_from,
-    "processes": jax.process_count(),
-    "seed": config.seed,
-    "commit": _commit(),
-    "versions": {
-      "nemodiff_jax": __version__,
-      "jax": jax.__version__,
-      "python": platform.python_version(),
-    },
-    "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-  }
-  try:
-    new = path.with_suffix(".new")  # Others may be looking for the file.
-    new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    new.rename(path)
-  except OSError as e:
-    raise UserError(f"{path}: could not be written ({e}).") from e
-
-
-def model_operations(config: ModelConfig, length: int, noisy: int) -> float:
-  """Operations of a joint or causal step per row, without recomputation.
-
-  Two per weight and token of every matrix product, and of the scores and values
-  that a query can see; three times that for forward and backward. The embedding
-  is a lookup and counts nothing.
-  """
-  c = config
-  matrices = c.num_layers * (
-    2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
-    + 3 * c.hidden_size * c.intermediate_size
-  )
-  matrices += c.hidden_size * c.vocab_size
-  seen = length * length / 2 + noisy * length / 2
-  attention = 4 * c.num_layers * c.num_heads * c.head_dim * seen
-  forward = 2 * matrices * (length + noisy) + attention
-  return 3 * forward
-
-
-def peak_operations() -> float | None:
-  """Of one device per second, None where it is not known."""
-  kind = jax.devices()[0].device_kind
-  return next((peak for name, peak in PEAK.items() if name in kind), None)
-
-
 def memory_gib() -> float:
   """Largest memory so far: of the device, or of the process on a CPU."""
   stats: Any = jax.local_devices()[0].memory_stats()
@@ -180,12 +68,22 @@ def memory_gib() -> float:
   return size / 2**30 if sys.platform == "darwin" else size / 2**20
 
 
-def _commit() -> str | None:
-  """The commit of the code, None outside a repository."""
-  folder = Path(__file__).parent
-  command = ["git", "rev-parse", "HEAD"]
+def _drop_after(path: Path, step: int) -> None:
+  """Takes the lines of later steps, and one that is cut short, out of a file."""
+  if not path.exists():
+    return
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  kept = [line for line in lines if _is_before(line, step)]
+  if len(kept) < len(lines):
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept), encoding="utf-8")
+    new.rename(path)
+
+
+def _is_before(line: str, step: int) -> bool:
+  if not line.strip():
+    return True
   try:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-  except OSError:
-    return None
-  return done.stdout.strip() or None
+    return line.endswith("\n") and json.loads(line)["step"] <= step
+  except (ValueError, KeyError, TypeError):
+    return False
