@@ -14,7 +14,7 @@ there; nothing runs.
 
 mfu: one row of 4096 + 4096 tokens a step, random weights, float32 masters,
 bfloat16 computation, full remat; operations of the model without recomputation
-(`train.watch.model_operations`) over the device's peak. --size=tiny runs the
+(`train.flops.model_operations`) over the device's peak. --size=tiny runs the
 same code anywhere.
 """
 
@@ -37,7 +37,7 @@ from absl import app, flags
 
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig, preset
 from nemodiff_jax.nn.model import Params, init_params
-from train import watch
+from train import flops, watch
 from train.corruption import Canvas, Corruption, Rows
 from train.losses import Joint, token_losses
 from train.optimizer import make_optimizer
@@ -240,8 +240,11 @@ def mfu() -> None:
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - start)
   each = statistics.median(seconds[2:])
-  rate = watch.model_operations(config, length, length) / each
-  peak = watch.peak_operations()
+  # Clean queries see the row up to themselves; noisy ones what is before their
+  # block, and the block.
+  attended = length * (length + 1) / 2 + length * (length + BLOCK) / 2
+  rate = flops.model_operations(config, 2 * length, attended) / each
+  peak = flops.peak_operations()
   share = "peak unknown" if peak is None else f"MFU {100 * rate / peak:.1f} %"
   print(
     f"{jax.devices()[0].device_kind}, {_SIZE.value}, 1 row of {length} +"

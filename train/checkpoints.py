@@ -19,7 +19,7 @@ from train.step import TrainState
 class _StreamsHandler(ocp.CheckpointHandler):
   """A JSON file per stream, each written by the process that reads it."""
 
-  def save(self, directory: Any, args: "_SaveStreams") -> None:
+  def save(self, directory: Any, args: "_Streams") -> None:
     for name, state in args.states.items():
       (directory / f"{name}.json").write_text(json.dumps(state))
 
@@ -27,9 +27,11 @@ class _StreamsHandler(ocp.CheckpointHandler):
     raise NotImplementedError("see Checkpoints.restore_streams")
 
 
-@ocp.args.register_with_handler(_StreamsHandler, for_save=True)
+@ocp.args.register_with_handler(
+  _StreamsHandler, for_save=True, for_restore=True
+)
 @dataclasses.dataclass
-class _SaveStreams(ocp.args.CheckpointArgs):
+class _Streams(ocp.args.CheckpointArgs):
   states: dict[int, Any]
 
 
@@ -74,7 +76,7 @@ class Checkpoints:
         checkpoint is named.
     """
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), streams=_SaveStreams(streams)
+      state=ocp.args.StandardSave(state), data=_Streams(streams)
     )
     with self._failures():
       self._manager.save(step, args=args, metrics=self._best and metrics)
@@ -103,7 +105,8 @@ class Checkpoints:
     """
     sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(state)]
     most = max(*sizes, sum(sizes) // 50) + 1
-    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=most / 1e9)
+    gigabytes: Any = most / 1e9
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)
     with self._damage(), ocp.Checkpointer(handler) as reader:
       return reader.restore(
         Path(self.name()) / "state", args=ocp.args.StandardRestore(state)
@@ -115,7 +118,7 @@ class Checkpoints:
     Raises:
       UserError: they are not there.
     """
-    folder = Path(self.name()) / "streams"
+    folder = Path(self.name()) / "data"
     with self._damage():
       return {i: json.loads((folder / f"{i}.json").read_text()) for i in names}
 

@@ -92,9 +92,7 @@ def make_batches(
       f"config.data.shards is {config.data.shards}, but the data has only"
       f" {len(source)} records."
     )
-  return Batches(
-    {i: iter(_stream(config, start, source, i)) for i in streams}
-  )
+  return Batches({i: iter(_stream(config, start, source, i)) for i in streams})
 
 
 def _stream(config, start: Start, source: Source, i: int) -> grain.IterDataset:
@@ -129,12 +127,20 @@ def local_streams(count: int) -> range:
 
 
 def place_rows(
-  batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int
+  batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int, first: int = 0
 ) -> Rows:
-  """Global arrays, of which this process gives its part."""
+  """Global arrays, of which this process gives its part.
+
+  Args:
+    batch: the fields of `Rows` but `example`, of this process's rows.
+    mesh: of all devices.
+    batch_size: rows of all processes.
+    first: example index of the first row.
+  """
   sharding = NamedSharding(mesh, meshes.ROWS)
   each = batch_size // jax.process_count()
-  example = np.arange(each, dtype=np.int32) + each * jax.process_index()
+  first += each * jax.process_index()
+  example = np.arange(first, first + each, dtype=np.int32)
   put: Callable[[np.ndarray], jax.Array] = lambda x: (
     jax.make_array_from_process_local_data(
       sharding, x, (batch_size, *x.shape[1:])
@@ -169,9 +175,7 @@ class _Encode:
     if mask is not None and (document["tokens"] == mask).any():
       raise UserError(f"holds the mask token {mask}")
     if not document["supervised"][: self._length].any():
-      raise UserError(
-        f"nothing to learn within a row of {self._length} tokens"
-      )
+      raise UserError(f"nothing to learn within a row of {self._length} tokens")
     return document
 
   def _refuse(self, where: str, why: str) -> None:
@@ -215,7 +219,7 @@ def _row(row: dict[str, np.ndarray], eos: int) -> dict[str, np.ndarray]:
   before = np.concatenate([[0], segment[:-1]])
   begins = (segment != before) & (segment > 0)
   return {
-    "filled": np.int32((segment > 0).sum()),
+    "filled": np.array((segment > 0).sum(), np.int32),
     "tokens": np.where(segment > 0, row["tokens"], eos).astype(np.int32),
     "supervised": (row["supervised"] > 0) & (segment > 0),
     "start": np.maximum.accumulate(np.where(begins, index, 0)).astype(np.int32),

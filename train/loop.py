@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,26 +12,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 import tqdm
-from jax.experimental import multihost_utils
 
+from checkpoints_convert.folders import check_target
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.model import Params
-from train import data, drafter, evaluate, mesh, settings, watch
-from train.checkpoints import Checkpoints, export
+from train import data, drafter, evaluate, mesh, record, report, settings, watch
+from train.checkpoints import Checkpoints
+from train.export import export
 from train.optimizer import make_optimizer, schedule
-from train.start import Start, open_start
+from train.signals import Stop, Stopped
+from train.start import Start, gather, open_start
 from train.step import (
   TrainState,
   init_state,
-  level_means,
   loss_joint,
   make_step,
   pick_block,
   prepare_joint,
 )
+from train.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Run:
     mesh: of all devices.
     optimizer: of the trained parameters.
     hard: [V] the hard tokens.
+    frozen: parameters that are not trained.
   """
 
   config: ml_collections.ConfigDict
@@ -50,19 +53,25 @@ class Run:
   mesh: jax.sharding.Mesh
   optimizer: optax.GradientTransformation
   hard: jax.Array
+  frozen: Params
 
   @property
   def drafts(self) -> bool:
     """Whether the drafter is what is trained."""
     return self.config.objective == "drafter"
 
+  @property
+  def objective(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What prepares a batch, and the loss of a part of it."""
+    if self.drafts:
+      loss = drafter.make_loss(settings.drafter_loss(self.config))
+      return drafter.prepare_drafter, loss
+    return prepare_joint, loss_joint
+
   def make_step(self, block: int) -> Callable[..., Any]:
     """The step for a block length."""
     plan = settings.make_plan(self.config, self.start.config, block)
-    if self.drafts:
-      loss = drafter.make_loss(settings.drafter_loss(self.config))
-      return make_step(plan, self.optimizer, drafter.prepare_drafter, loss)
-    return make_step(plan, self.optimizer, prepare_joint, loss_joint)
+    return make_step(plan, self.optimizer, *self.objective)
 
 
 def train(
@@ -74,159 +83,199 @@ def train(
   """Trains, or goes on training, to config.steps.
 
   Args:
-    config: of the run; `train/configs` names every key.
-    workdir: of the run; what is there is gone on with.
+    config: of the run; `train/configs/base.py` names every key.
+    workdir: of the run; a run that is there already goes on.
     init_from: checkpoint to start from; None: a new small model.
     export_to: folder for the result in the released layout.
 
   Raises:
-    UserError: bad configuration, data or files; too many bad steps in a row;
-      a disk that is full. Once a run has begun, its last good checkpoint is
-      named.
+    UserError: bad configuration, data or files; too many consecutive bad
+      steps; a disk that is full. Once a run has begun, its last good
+      checkpoint is named.
+    Stopped: by SIGTERM or Ctrl-C, after a checkpoint.
   """
+  config = config.copy_and_resolve_references()
   settings.check(config)
   grid = mesh.make_mesh([config.mesh[axis] for axis in mesh.AXES])
+  workdir = workdir.expanduser()
+  if export_to is not None:
+    export_to = export_to.expanduser()
+    check_target(export_to, overwrite=True)
+  found = record.read_run(workdir)
+  config.data.shards = record.check_run(workdir, found, config, init_from)
   settings.check_batch(config, grid)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise UserError(f"{workdir}: could not be made ({e}).") from e
-  watch.check_run(workdir, config, init_from)
   start = open_start(config, init_from, workdir)
-  source = data.open_source(config.data, start.config, config.seed)
-  shards = data.local_shards(config.data.shards)
-  batches = iter(data.make_dataset(config, start, source, shards))
-  watch.write_run(workdir, config, init_from)
-  run, state, frozen = _begin(config, start, grid)
+  c = config.data
+  source = data.open_source(c.source, start.config, config.seed, c.on_error)
+  streams = data.local_streams(c.shards)
+  batches = data.make_batches(config, start, source, streams)
+  validation = Validation(config, start) if config.validation.source else None
+  every = config.eval.every
+  questions = evaluate.load_questions(config.eval) if every else []
   with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as saved:
-    if saved.latest() is not None:
-      state = saved.restore(state, batches)
+    first = saved.latest() or 0
+    if first > config.steps:
+      raise UserError(
+        f"{saved.name()} is beyond config.steps {config.steps}; give more"
+        " steps, or move later checkpoints away."
+      )
+    run, state = _begin(config, start, grid, saved)
+    if first:
+      batches.restore(saved.restore_streams(streams))
       watch.say(f"going on from {saved.name()}")
+    record.write_run(workdir, found, config, init_from, first)
     try:
-      with contextlib.closing(watch.Writer(workdir)) as writer:
-        state = _steps(run, state, frozen, batches, source, saved, writer)
+      with contextlib.closing(watch.Writer(workdir, first)) as writer:
+        steps = _Steps(
+          run, batches, source, validation, questions, saved, writer
+        )
+        state = steps.go(state)
     except OSError as e:
       raise saved.failure(f"a file could not be used ({e})") from e
-    if export_to is not None:
-      both: Any = (frozen, state.params) if run.drafts else (state.params, None)
-      base, lora = _whole(both)
-      if jax.process_index() == 0:
-        export(export_to, start, base, lora, config.drafter.alpha)
-    return state
-
-
-def _begin(config, start: Start, grid) -> tuple[Run, TrainState, Params]:
-  """The run, its state at step 0, and the parameters that are not trained."""
-  key = jax.random.key(config.seed)
-  base = mesh.place(grid, start.params(config.seed))
-  trained, frozen = base, {}
-  if config.objective == "drafter":
-    rank = config.drafter.rank
-    trained, frozen = drafter.init_lora(start.config, rank, key), base
-  optimizer = make_optimizer(config.optimizer, config.steps, trained)
-  shapes = jax.eval_shape(functools.partial(init_state, optimizer), trained)
-  make = functools.partial(init_state, optimizer)
-  state = jax.jit(make, out_shardings=mesh.shardings(grid, shapes))(trained)
-  hard = jnp.asarray(start.hard_tokens(config.hard == "digits"))
-  return Run(config, start, grid, optimizer, hard), state, frozen
-
-
-def _steps(run, state, frozen, batches, source, checkpoints, writer):
-  """Steps, and between them what watches over them."""
-  config, rate = run.config, schedule(run.config.optimizer, run.config.steps)
-  questions = evaluate.load_questions(config.eval) if config.eval.every else []
-  first = int(state.step)
-  compiled = functools.cache(run.make_step)
-  saved, since, waiting = first, time.perf_counter(), []
-  bar = tqdm.tqdm(
-    total=config.steps,
-    initial=first,
-    unit="step",
-    mininterval=1,
-    disable=jax.process_index() > 0,
-  )
-  for step in range(first, config.steps):
-    block = pick_block(tuple(config.block_lengths), config.seed, step)
-    rows = data.place_rows(next(batches), run.mesh, config.batch_size)
-    state, metrics = compiled(block)(state, frozen, rows, run.hard)
-    waiting.append(metrics)
-    done, found = step + 1, {}
-    bar.update()
-    if done % config.log_every == 0 or done == config.steps:
-      jax.block_until_ready(metrics)
-      seconds = time.perf_counter() - since
-      report = summarise(run, waiting, seconds)
-      report["lr"] = float(jnp.asarray(rate(step - int(report["skipped"]))))
-      report["skipped_lines"] = len(source.skipped)
-      writer.write(done, report)
-      bar.set_postfix(
-        loss=f"{report['loss']:.3f}", tok_s=f"{report['tokens_per_second']:.0f}"
-      )
-      _stop_if_bad(config, report, checkpoints)
-      waiting, since = [], time.perf_counter()
-    if questions and (done % config.eval.every == 0 or done == config.steps):
-      found, sample = _evaluate(run, state, frozen, questions)
-      writer.write(done, found, sample)
-      since = time.perf_counter()
-    due = done % config.checkpoint.every == 0 or done == config.steps
-    if due or (found and config.checkpoint.best):
-      checkpoints.save(done, state, batches, found)
-      saved = done
-  bar.close()
-  if saved != first:
-    checkpoints.wait()
+  if export_to is not None:
+    base, lora = _gather(run, state, run.frozen)
+    if jax.process_index() == 0:
+      export(export_to, start, base, lora, config.drafter.alpha)
   return state
 
 
-def summarise(
-  run: Run, waiting: list[dict[str, Any]], seconds: float
-) -> dict[str, float]:
-  """Means over some steps, speed and memory."""
-  many = jax.device_get(waiting)
-  counters = {k: float(max(m[k] for m in many)) for k in ("skipped", "bad_run")}
-  finite = lambda m: np.isfinite([m["loss"], m["grad_norm"]]).all()
-  fine = [m for m in many if finite(m)] or many[-1:]
-  means = {k: np.mean([m[k] for m in fine], 0) for k in fine[0]}
-  levels = [means.pop(k) for k in ("level_loss", "level_count") if k in means]
-  report = {k: float(x) for k, x in means.items()} | counters
-  report |= level_means(*levels) if levels else {}
-  config = run.config
-  rows = config.batch_size * len(waiting)
-  report["tokens_per_second"] = rows * config.length / seconds
-  report["memory_gib"] = watch.memory_gib()
-  peak = watch.peak_operations()
-  if peak is not None and not run.drafts:
-    noisy = config.noisy_length if "diffusion" in report else 0
-    work = rows * watch.model_operations(run.start.config, config.length, noisy)
-    report["mfu"] = work / seconds / (peak * jax.device_count())
-  return report
+def _begin(config, start: Start, grid, saved: Checkpoints):
+  """The run and its state: at step 0, or from the newest checkpoint.
+
+  The model that the run began from is read only where it is needed.
+  """
+  key, frozen = jax.random.key(config.seed), {}
+  shapes: Any = start.shapes()
+  if config.objective == "drafter":
+    frozen = mesh.place(grid, start.params(config.seed, config.dtype))
+    rank = config.drafter.rank
+    lora = functools.partial(drafter.init_lora, start.config, rank, key)
+    shapes = jax.eval_shape(lora)
+  optimizer = make_optimizer(config.optimizer, config.steps, shapes)
+  make = functools.partial(init_state, optimizer)
+  states = jax.eval_shape(make, shapes)
+  placed = mesh.shardings(grid, states)
+  if saved.latest() is not None:
+    shaped = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    state = saved.restore(jax.tree.map(shaped, states, placed))
+  elif config.objective == "drafter":
+    state = jax.jit(lambda: make(lora()), out_shardings=placed)()
+  else:
+    params = mesh.place(grid, start.params(config.seed))
+    state = jax.jit(make, out_shardings=placed)(params)
+  hard = jnp.asarray(start.hard_tokens(config.hard == "digits"))
+  return Run(config, start, grid, optimizer, hard, frozen), state
 
 
-def _stop_if_bad(config, report, checkpoints: Checkpoints) -> None:
-  bad = int(report["bad_run"])
-  if bad >= config.max_bad_steps:
-    checkpoints.wait()
-    raise UserError(
-      f"{bad} steps in a row gave a loss or gradient that is not finite; the"
-      f" last good checkpoint is {checkpoints.name()}. A lower"
-      " --config.optimizer.lr in a new workdir may help."
+@dataclasses.dataclass
+class _Steps:
+  """The steps of a run, and between them what watches over them."""
+
+  run: Run
+  batches: data.Batches
+  source: data.Source
+  validation: Validation | None
+  questions: list[evaluate.Question]
+  checkpoints: Checkpoints
+  writer: watch.Writer
+
+  def go(self, state: TrainState) -> TrainState:
+    """From the state's step to the last one."""
+    config, first = self.run.config, int(state.step)
+    compiled = functools.cache(self.run.make_step)
+    window, saved = report.Window(), first
+    with self._bar(first) as bar, Stop() as stop:
+      for step in range(first, config.steps):
+        block = pick_block(tuple(config.block_lengths), config.seed, step)
+        batch = next(self.batches)
+        filled = batch.pop("filled").mean() / config.length
+        rows = data.place_rows(batch, self.run.mesh, config.batch_size)
+        state, metrics = compiled(block)(
+          state, self.run.frozen, rows, self.run.hard
+        )
+        window.add(metrics, float(filled))
+        done, stopping = step + 1, stop.asked(step + 1)
+        bar.update()
+        last = stopping or done == config.steps
+        if done % config.log_every == 0 or last:
+          self._log(done, window, bar)
+          window = report.Window()
+        seen = time.perf_counter()
+        found = {} if stopping else self._watch(done, state)
+        window.leave_out(time.perf_counter() - seen)
+        due = done % config.checkpoint.every == 0 or last
+        if due or (found and config.checkpoint.best):
+          self.checkpoints.save(done, state, self.batches.states(), found)
+          saved = done
+        if stopping:
+          break
+      if saved != first:
+        self.checkpoints.wait()
+    if stop.number is not None:
+      raise Stopped(
+        f"stopped by {signal.Signals(stop.number).name} after step {saved}; the"
+        f" same command goes on from {self.checkpoints.name()}",
+        stop.number,
+      )
+    return state
+
+  def _bar(self, first: int) -> tqdm.tqdm:
+    return tqdm.tqdm(
+      total=self.run.config.steps,
+      initial=first,
+      unit="step",
+      mininterval=1,
+      disable=jax.process_index() > 0,
     )
 
+  def _log(self, done: int, window: report.Window, bar: tqdm.tqdm) -> None:
+    """Writes what the window saw; ends a run whose steps are all bad."""
+    run, config = self.run, self.run.config
+    found = window.summary(run.start.config, config, run.drafts)
+    rate = schedule(config.optimizer, config.steps)
+    found["lr"] = float(jnp.asarray(rate(done - 1 - int(found["skipped"]))))
+    found["skipped_lines"] = len(self.source.skipped)
+    self.writer.write(done, found)
+    speed = f"{found['tokens_per_second']:.0f}"
+    bar.set_postfix(loss=f"{found['loss']:.3f}", tok_s=speed)
+    if (bad := int(found["bad_run"])) >= config.max_bad_steps:
+      self.checkpoints.wait()
+      raise UserError(
+        f"{bad} steps in a row gave a loss or gradient that is not finite; the"
+        f" last good checkpoint is {self.checkpoints.name()}. A lower"
+        " --config.optimizer.lr in a new workdir may help."
+      )
 
-def _evaluate(run: Run, state, frozen, questions):
+  def _watch(self, done: int, state: TrainState) -> dict[str, float]:
+    """Held-out losses and decoded questions, where they are due."""
+    config, last = self.run.config, done == self.run.config.steps
+    if self.validation and (done % config.validation.every == 0 or last):
+      losses = self.validation.losses(self.run, state.params)
+      self.writer.write(done, losses)
+    every = config.eval.every
+    if not every or not (done % every == 0 or last):
+      return {}
+    found, sample = _evaluate(self.run, state, self.run.frozen, self.questions)
+    self.writer.write(done, found, sample)
+    return found
+
+
+def _gather(run: Run, state: TrainState, frozen: Params) -> Any:
+  """(the model, the drafter's LoRA if that is trained), whole."""
+  both: Any = (frozen, state.params) if run.drafts else (state.params, None)
+  return gather(both)
+
+
+def _evaluate(run: Run, state: TrainState, frozen: Params, questions):
   """Decodes the questions; each of several processes decodes all of them."""
   config = run.config
-  both = (frozen, state.params) if run.drafts else (state.params, None)
-  base, lora = _whole(both)
+  base, lora = _gather(run, state, frozen)
   scale = config.drafter.alpha / config.drafter.rank
   model = evaluate.decoding_model(run.start, base, lora, scale)
   found, sample = evaluate.evaluate(model, config.eval, questions)
   watch.say(", ".join(f"{k} {v:.3f}" for k, v in found.items()))
   return found, sample
-
-
-def _whole(tree: Any) -> Any:
-  """The tree; with several processes, all of it in the memory of each."""
-  if jax.process_count() == 1:
-    return tree
-  return multihost_utils.process_allgather(tree, tiled=True)

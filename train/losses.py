@@ -117,14 +117,31 @@ def joint_loss(
   counts: Counts,
   block: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """These rows' part of the loss, and sums to report: see `weigh`."""
+  """These rows' part of the loss, and sums to report: see `weigh`.
+
+  Among the sums: 'supervised', tokens that are learned, and 'attended'.
+  """
   if noisy is None:
     clean = clean_pass(stack, params, rows)
     hidden = clean[:, :0], clean
   else:
     hidden = doubled_pass(stack, params, rows, noisy, block)
   kernel = head_kernel(stack.config, params)
-  return weigh(joint, kernel, hidden, noisy, targets, counts)
+  loss, sums = weigh(joint, kernel, hidden, noisy, targets, counts)
+  learned = (targets[0].weight > 0).sum().astype(jnp.float32)
+  seen = attended(rows, noisy, block)
+  return loss, sums | {"supervised": learned, "attended": seen}
+
+
+def attended(rows: Rows, noisy: Noisy | None, block: int) -> Float[Array, ""]:
+  """Keys that the queries of these rows see, summed over the queries."""
+  index = jnp.arange(rows.tokens.shape[1], dtype=rows.start.dtype)
+  seen = (index[None] - rows.start + 1).astype(jnp.float32).sum()
+  if noisy is None:
+    return seen
+  used = noisy.learned.reshape(-1, block).any(1).sum().astype(jnp.float32)
+  before = (noisy.before - noisy.start).astype(jnp.float32).sum()
+  return seen + before + used * block**2
 
 
 def weigh(

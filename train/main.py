@@ -4,6 +4,8 @@ python -m train.main --config=train/configs/tiny.py --workdir=DIR
     [--init_from=CHECKPOINT] [--export=DIR] [--config.key=value ...]
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ml_collections import config_flags
 from nemodiff_jax.errors import UserError
 from train import loop, settings
 from train.configs import base
+from train.signals import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run.")
 _WORKDIR = flags.DEFINE_string(
@@ -33,22 +36,56 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 flags.mark_flag_as_required("config")
 _EXAMPLE = "train/configs/tiny.py"
+# How many processes a launcher started: of Slurm's srun, of Open MPI.
+_LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def main(_: list[str]) -> None:
   """Runs the training."""
   logging.set_verbosity(logging.WARNING)
-  if _COORDINATOR.value is not None:
-    jax.distributed.initialize(
-      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-    )
   try:
+    join_processes()
     target = None if _EXPORT.value is None else Path(_EXPORT.value)
     loop.train(_CONFIG.value, Path(_WORKDIR.value), _INIT.value, target)
   except UserError as e:
     if _DEBUG.value:
       raise
     sys.exit(_fail(str(e)))
+  except Stopped as e:
+    print(f"{e}.", file=sys.stderr)
+    sys.exit(128 + e.number)
+  except KeyboardInterrupt:
+    print("stopped; the same command begins again.", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def join_processes() -> None:
+  """Joins the other processes of a run, by the flags or the cluster's words.
+
+  A launcher (Slurm, Open MPI) that started more than one process says so in the
+  environment, and JAX finds the rest there. A task that is alone on its node
+  takes all of the node's GPUs, where JAX would take one.
+
+  Raises:
+    UserError: the others could not be found.
+  """
+  try:
+    if _COORDINATOR.value is not None:
+      jax.distributed.initialize(
+        _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+      )
+    elif any(int(os.environ.get(name) or 1) > 1 for name in _LAUNCHED):
+      alone = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+      visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+      own = list(range(len(visible.split(",")))) if visible else None
+      jax.distributed.initialize(
+        local_device_ids=own if alone.partition("(")[0] == "1" else None
+      )
+  except (ValueError, RuntimeError) as e:
+    raise UserError(
+      f"the processes of this run could not be joined ({e}); give"
+      " --coordinator, --processes and --process."
+    ) from e
 
 
 def _fail(message: str) -> int:

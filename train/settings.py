@@ -17,6 +17,7 @@ from train.drafter import DrafterLoss
 from train.losses import COUNTS, Joint
 from train.mesh import row_shards
 from train.optimizer import OPTIMIZERS
+from train.sources import source_paths
 from train.stack import REMAT, Stack
 from train.step import Plan
 
@@ -83,10 +84,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise UserError(
         f"config.eval.modes should be among {MODES}, got {mode!r}."
       )
-  if not config.data.source:
+  if not source_paths(config.data.source):
     raise UserError(
       "config.data.source should be 'arithmetic', JSONL files with commas"
-      " between, or a folder of shards; got ''."
+      " between, or a folder that train.make_shards wrote; got"
+      f" {config.data.source!r}."
     )
   _check_numbers(flat)
   _check_together(config)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,12 @@ from nemodiff_jax.nn.config import ModelConfig, RopeConfig
 from nemodiff_jax.nn.model import Params, init_params
 from nemodiff_jax.text.chat import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
-from train.sources import Arithmetic
+from train.record import RECORD
+from train.sources import Arithmetic, family_shares
 from train.stack import stack_layers
 from train.tokenizer import CHAT_TEMPLATE, MASK, train_tokenizer
-from train.watch import RECORD
 
-# What goes along with the weights of a checkpoint.
+# Copied beside the weights of an export.
 _SIDE_FILES = (
   "tokenizer.json",
   "tokenizer.model",
@@ -59,8 +60,15 @@ class Start:
     """The checkpoint's."""
     return self.checkpoint.template
 
-  def params(self, seed: int) -> Params:
-    """Float32 parameters, layers stacked, in the host's memory.
+  def shapes(self) -> Params:
+    """Shapes of what `params` gives; nothing is read."""
+    make = lambda: stack_layers(
+      init_params(self.config, jax.random.key(0)), self.config.num_layers
+    )
+    return jax.eval_shape(make)
+
+  def params(self, seed: int, dtype: str = "float32") -> Params:
+    """Parameters, layers stacked, in the host's memory.
 
     A device need not hold more than its part of them (`mesh.place`).
     """
@@ -68,16 +76,25 @@ class Start:
       if self.new:
         params = _spread(init_params(self.config, jax.random.key(seed)))
       else:
-        params = self.checkpoint.load_params(jnp.float32)
+        params = self.checkpoint.load_params(jnp.dtype(dtype))
       return stack_layers(params, self.config.num_layers)
 
   def hard_tokens(self, digits: bool) -> np.ndarray:
-    """[V] which tokens are digits; none unless asked for."""
+    """[V] which tokens are digits; none unless asked for.
+
+    Raises:
+      UserError: digits without a tokenizer that knows them.
+    """
     size = self.config.vocab_size
-    if not digits or self.tokenizer is None:
+    if not digits:
       return np.zeros(size, bool)
-    said = (self.tokenizer.decode([i]).strip() for i in range(size))
-    return np.array([s.isdigit() for s in said])
+    if self.tokenizer is None:
+      raise UserError(
+        "config.hard is 'digits', which needs a tokenizer; the checkpoint has"
+        " none."
+      )
+    texts = (self.tokenizer.decode([i]).strip() for i in range(size))
+    return np.array([text.isdigit() for text in texts])
 
   def copy_side_files(self, folder: Path) -> None:
     """Puts tokenizer and template into a folder."""
@@ -96,7 +113,7 @@ def open_start(
     UserError: a checkpoint that cannot be read; a new model for data other
       than arithmetic; a diffusion objective without a mask id.
   """
-  if init_from is None and config.data.source != "arithmetic":
+  if init_from is None and family_shares(config.data.source) is None:
     raise UserError(
       "--init_from should name the checkpoint to start from; only a model for"
       " config.data.source=arithmetic can be made anew."
@@ -108,7 +125,8 @@ def open_start(
       _make_folder(workdir / "start", config)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("start")
-  checkpoint = open_checkpoint(folder)
+  embedded = folder == "embedded" and not Path(folder).is_dir()
+  checkpoint = open_checkpoint(None if embedded else folder)
   if checkpoint.scheme != "none":
     raise UserError(
       f"{folder}: its weights are {checkpoint.scheme}; training starts from the"
@@ -127,6 +145,13 @@ def open_start(
       " choose an unused token with --config.model.mask_id=ID."
     )
   return Start(model, checkpoint, init_from is None)
+
+
+def gather(tree: Any) -> Any:
+  """The tree; with several processes, all of it in the memory of each."""
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _host() -> jax.Device | None:

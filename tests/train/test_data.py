@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import grain
 import numpy as np
 import pytest
 import sentencepiece
@@ -15,9 +14,9 @@ from nemodiff_jax.text.chat import ChatTemplate
 from train import data
 from train.configs import tiny as tiny_config
 from train.documents import encode_record
-from train.shards import write_shard
-from train.sources import Arithmetic, Lines, Shards
+from train.sources import Arithmetic, Lines
 from train.start import Start
+from train.token_files import TokenFiles, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,11 @@ def config_of(source, **changes):
 
 
 def batches(config, start: Start, shards=None, count=3):
-  source = data.open_source(config.data, start.config, config.seed)
-  every = data.make_dataset(
-    config, start, source, shards or range(config.data.shards)
+  source = data.open_source(
+    config.data.source, start.config, config.seed, config.data.on_error
   )
-  iterator = iter(every)
+  streams = shards or range(config.data.shards)
+  iterator = data.make_batches(config, start, source, streams)
   return [next(iterator) for _ in range(count)], source
 
 
@@ -134,8 +133,8 @@ def test_only_the_answers_of_a_conversation_are_learned(start):
 @pytest.mark.parametrize(
   "line, why",
   [
-    ("{not json}\n", "not a line of JSON"),
-    ("[1, 2]\n", "expected an object"),
+    ("{not json}\n", "not JSON"),
+    ("[1, 2]\n", "expected a JSON object"),
     ({"txt": "ants"}, "expected 'text'"),
     ({"text": ""}, "expected 'text'"),
     ({"messages": [{"role": "user", "content": "hi"}]}, "assistant's turn"),
@@ -173,7 +172,7 @@ def test_a_mask_token_in_the_data_is_an_error(start):
   with pytest.raises(
     UserError, match=f"document 7: holds the mask token {mask}"
   ):
-    data._encode(record, source, start, 64)
+    data._Encode(source, start, 64, 1)(record)
 
 
 def test_the_same_batches_for_any_number_of_processes(texts, start):
@@ -192,26 +191,27 @@ def test_the_same_batches_for_any_number_of_processes(texts, start):
 
 def test_an_iterator_goes_on_where_its_state_was_taken(texts, start):
   config = config_of(texts)
-  source = data.open_source(config.data, start.config, config.seed)
-  make = lambda: iter(data.make_dataset(config, start, source, range(2)))
+  source = data.open_source(
+    config.data.source, start.config, config.seed, config.data.on_error
+  )
+  make = lambda: data.make_batches(config, start, source, range(2))
   first = make()
   for _ in range(2):
     next(first)
-  state = json.loads(json.dumps(first.get_state()))
+  state = json.loads(json.dumps(first.states()))
   second = make()
-  second.set_state(state)
+  second.restore({int(i): x for i, x in state.items()})
   for _ in range(12):  # Beyond the end of the first epoch.
     a, b = next(first), next(second)
     for key in a:
       np.testing.assert_array_equal(a[key], b[key])
-  assert isinstance(first, grain.DatasetIterator)
 
 
 def test_shards_hold_what_the_lines_say(texts, tmp_path, start):
   folder = tmp_path / "shards"
   assert write_shard(texts, None, folder, "error") == 0
   shards, lines = (
-    Shards(folder, start.config.vocab_size),
+    TokenFiles(folder, start.config.vocab_size),
     Lines([texts], "error"),
   )
   assert len(shards) == len(lines) == 40
@@ -243,12 +243,12 @@ def test_unusable_shards_are_named(texts, tmp_path, start):
   ends = folder / "texts.ends.npy"
   np.save(ends, np.load(ends)[:-1])
   with pytest.raises(UserError, match="cut short"):
-    Shards(folder, 320)
+    TokenFiles(folder, 320)
   with pytest.raises(UserError, match="found none"):
-    Shards(tmp_path, 320)
+    TokenFiles(tmp_path, 320)
   ends.write_bytes(b"no array")
   with pytest.raises(UserError, match="not a readable shard"):
-    Shards(folder, 320)
+    TokenFiles(folder, 320)
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="could not be written"):
     write_shard(texts, None, tmp_path / "file" / "shards", "error")

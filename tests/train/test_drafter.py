@@ -10,9 +10,9 @@ from nemodiff_jax.io.lora import load_lora
 from tests.train import dense
 from tests.train.conftest import BLOCK, LENGTH
 from train import drafter
-from train.checkpoints import export
 from train.configs import tiny as config
 from train.corruption import Canvas, Corruption
+from train.export import export
 from train.losses import Joint
 from train.optimizer import make_optimizer
 from train.stack import Stack, stack_layers
