@@ -17,6 +17,7 @@ from checkpoints_convert.lazy import Lazy, places
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
+from nemodiff_jax.io.hub import local_path
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import Peft, read_peft
 from nemodiff_jax.io.names import Tensor
@@ -79,7 +80,7 @@ def convert(
   peft = None
   if merge_lora is not None:
     own = opened.folder / LORA_FOLDER
-    lora = own if merge_lora == "own" else Path(merge_lora).expanduser()
+    lora = own if merge_lora == "own" else local_path(merge_lora)
     peft = read_peft(lora, opened.config)
   items = plan(opened, dtype, peft)
   quantize = opened.scheme != scheme == "int8"
@@ -93,7 +94,7 @@ def convert(
     if quantize:
       int8.mark(folder)
 
-  written = Path(target).expanduser()
+  written = local_path(target)
   folders.check_apart(opened.folder, written)
   print(f"{source} -> {target}\n{summary(items, layout)}")
   build(written, items, layout, beside, overwrite, dry_run)

@@ -11,6 +11,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
 from nemodiff_jax.io.checkpoint import open_checkpoint, tensor_table
 from nemodiff_jax.io.hf_config import to_hf
+from nemodiff_jax.io.hub import local_path
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.text.tokenizer import load_tokenizer
 
@@ -42,7 +43,7 @@ def ar_to_trimode(
       is no token for it.
   """
   if source.endswith(".gguf"):
-    gguf = Gguf(Path(source).expanduser())
+    gguf = Gguf(local_path(source))
     read, config, items = gguf.path, gguf.config, gguf.items(dtype)
     side_files = lambda folder: write_tokenizer(gguf, folder)
   else:
@@ -66,7 +67,7 @@ def ar_to_trimode(
     hf_folder.write_json(folder / "config.json", to_hf(tri_mode))
 
   items = _with_head(items, tensor_table(untied))
-  written = Path(target).expanduser()
+  written = local_path(target)
   folders.check_apart(read, written)
   print(f"{source} -> {target}\n{convert.summary(items, convert.to_hf)}")
   convert.build(written, items, convert.to_hf, beside, overwrite, dry_run)

@@ -15,7 +15,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
 from nemodiff_jax.io.generation import with_stop_ids
 from nemodiff_jax.io.hf_config import from_hf
-from nemodiff_jax.io.hub import find_checkpoint
+from nemodiff_jax.io.hub import find_checkpoint, local_path
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import load_lora
 from nemodiff_jax.io.matching import match
@@ -137,9 +137,8 @@ class Checkpoint:
     own = self.folder / LORA_FOLDER
     if folder is None and not own.exists():
       return None
-    lora = load_lora(
-      Path(folder).expanduser() if folder else own, self.config, dtype
-    )
+    path = local_path(folder) if folder else own
+    lora = load_lora(path, self.config, dtype)
     return lora if mesh is None else shard_lora(lora, mesh)
 
 

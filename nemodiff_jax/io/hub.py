@@ -1,20 +1,39 @@
 """Turns a checkpoint argument into a folder on this machine."""
 
+import glob
 import importlib.resources
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.tensors import INDEX, SINGLE, read_index
 
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+# All that is read but the shards, which the index names. In a pattern * stands
+# for folders too.
 _FILES = (
-  "*.json",
-  "*.jinja",
-  "*.safetensors",
+  "config.json",
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "tekken.json",
   "tokenizer.model",
+  "chat_template.json",
+  "*.jinja",
+  SINGLE,
+  INDEX,
   "linear_spec_lora/*",
+  "conversion.json",
   "params/*",
   "other/*",
+)
+_UNREAD = (  # Of these: other folders' templates, and a LoRA's other forms.
+  "[!a]*/*.jinja",  # Not additional_chat_templates/.
+  "linear_spec_lora/*/*",
+  "linear_spec_lora/*.bin",
 )
 
 
@@ -23,7 +42,8 @@ def find_checkpoint(name: str | None) -> Path:
 
   Args:
     name: a folder; 'org/name' or 'org/name@revision' on the Hugging Face hub
-      (only where no such folder exists); None: the embedded checkpoint.
+      (only where no such folder exists, and never where it begins with '.',
+      '/' or '~'); None: the embedded checkpoint.
 
   Raises:
     UserError: nothing is there, or the hub does not have it.
@@ -37,11 +57,25 @@ def find_checkpoint(name: str | None) -> Path:
         " give --checkpoint, or install the package again."
       )
     return path
-  path = Path(name).expanduser()
-  if path.is_dir():
-    return path
+  path = local_path(name)
+  try:
+    if path.is_dir():
+      return path
+    found = path.exists()
+  except (OSError, ValueError) as e:  # Too long, or no name of a file at all.
+    raise UserError(f"checkpoint {name!r} cannot be a folder ({e}).") from e
+  if found:
+    advice = (
+      "convert it with checkpoints_convert.ar_to_trimode"
+      if path.suffix == ".gguf"
+      else "give the folder that it lies in"
+    )
+    raise UserError(
+      f"checkpoint {name!r} should be a folder or a hub name, got a file;"
+      f" {advice}."
+    )
   match = _HUB_NAME.fullmatch(name)
-  if path.exists() or not match:
+  if name.startswith((".", "/", "~")) or not match:
     raise UserError(
       f"checkpoint {name!r} should be a folder or a hub name such as"
       " org/name[@revision]; there is no such folder."
@@ -49,7 +83,20 @@ def find_checkpoint(name: str | None) -> Path:
   return _download(match[1], match[2])
 
 
+def local_path(name: str) -> Path:
+  """A path as it was typed, '~' spelled out.
+
+  Raises:
+    UserError: '~' of somebody who has no home here.
+  """
+  try:
+    return Path(name).expanduser()
+  except RuntimeError as e:
+    raise UserError(f"{name!r}: there is no such folder ({e}).") from e
+
+
 def _download(repo: str, revision: str | None) -> Path:
+  """Fetches what is read of a repository, in two steps at most."""
   try:
     import huggingface_hub
     from huggingface_hub import errors
@@ -58,17 +105,31 @@ def _download(repo: str, revision: str | None) -> Path:
       f"checkpoint {repo!r} is no folder here; to fetch it from the hub,"
       " install nemodiff-jax[hub]."
     ) from e
-  try:
+
+  def fetch(patterns: Iterable[str]) -> Path:
     return Path(
       huggingface_hub.snapshot_download(
-        repo, revision=revision, allow_patterns=list(_FILES)
+        repo,
+        revision=revision,
+        allow_patterns=list(patterns),
+        ignore_patterns=list(_UNREAD),
       )
     )
+
+  beside = f"hub: there is no folder {repo!r} here, and"
+  try:
+    folder = fetch(_FILES)
+    if not (folder / SINGLE).exists() and (folder / INDEX).exists():
+      shards = sorted(set(read_index(folder / INDEX).values()))
+      folder = fetch(map(glob.escape, shards))
+    return folder
   except errors.RepositoryNotFoundError as e:
     raise UserError(
-      f"hub: there is no repository {repo!r} (or no access)."
+      f"{beside} there is no repository {repo!r} (or no access)."
     ) from e
   except errors.RevisionNotFoundError as e:
     raise UserError(f"hub: {repo!r} has no revision {revision!r}.") from e
+  except errors.HFValidationError as e:
+    raise UserError(f"{beside} it can be no repository ({e}).") from e
   except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as e:
-    raise UserError(f"hub: {repo!r} could not be fetched: {e}") from e
+    raise UserError(f"{beside} {repo!r} could not be fetched: {e}") from e

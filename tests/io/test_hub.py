@@ -1,5 +1,6 @@
 """Checkpoints by name, against a stand-in of the hub on this machine."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -12,6 +13,7 @@ import pytest
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.hub import _FILES, find_checkpoint
+from tests import helpers
 
 REPO, COMMIT = "nobody/tiny-diffusion", "0123456789abcdef" * 2 + "01234567"
 
@@ -73,14 +75,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
     pass
 
 
-@pytest.fixture
-def hub(folder):
-  """Address of a running stand-in that serves the tiny checkpoint."""
+@contextlib.contextmanager
+def serving(folder):
+  """Address of a running stand-in that serves a folder."""
   handler = type("Bound", (Hub,), {"folder": folder})
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
   yield f"http://127.0.0.1:{server.server_port}"
   server.shutdown()
+
+
+@pytest.fixture
+def hub(folder):
+  """Address of a running stand-in that serves the tiny checkpoint."""
+  with serving(folder) as address:
+    yield address
 
 
 def generate(hub, home, name):
@@ -124,6 +133,68 @@ def test_a_hub_out_of_reach_is_named(tmp_path):
   assert done.returncode == 2 and "could not be fetched" in done.stderr
 
 
+def fetched_by(hub, home, name=REPO):
+  """Files that opening a checkpoint of the hub brings to this machine."""
+  program = (
+    "import sys; from nemodiff_jax.io.hub import find_checkpoint as f;"
+    "from pathlib import Path; p = f(sys.argv[1]);"
+    "print(*sorted(str(x.relative_to(p)) for x in p.rglob('*') if x.is_file()))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, name],
+    env=os.environ
+    | {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout.split()
+
+
+@pytest.fixture
+def crowded(tiny, tmp_path):
+  """A repository of shards, with the same weights in other forms beside."""
+  folder = tmp_path / "repository"
+  folder.mkdir()
+  helpers.write_checkpoint(folder, tiny, lora=True, shards=2)
+  for name in (
+    "README.md", "consolidated.safetensors", "params.json", "figure.png",
+    "model-00003-of-00009.safetensors", "onnx/model.safetensors",
+    "checkpoint-9/config.json", "checkpoint-9/model.safetensors",
+    "checkpoint-9/model-00001-of-00002.safetensors", "onnx/t.jinja",
+    "original/params/x", "linear_spec_lora/adapter_model.bin",
+    "linear_spec_lora/checkpoint-9/adapter_model.safetensors",
+  ):  # fmt: skip
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"not read")
+  templates = folder / "additional_chat_templates"
+  templates.mkdir()
+  (templates / "tools.jinja").write_text("{{ messages }}")
+  return folder
+
+
+def test_what_is_read_is_fetched_and_no_more(crowded, tmp_path):
+  pytest.importorskip("huggingface_hub")
+  want = [
+    "additional_chat_templates/tools.jinja",
+    "config.json",
+    "linear_spec_lora/adapter_config.json",
+    "linear_spec_lora/adapter_model.safetensors",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+  ]
+  with serving(crowded) as address:
+    assert fetched_by(address, tmp_path / "home") == want
+    # One file beside shards: only the one that is read.
+    for shard in crowded.glob("model-*"):
+      shard.rename(crowded / "model.safetensors")
+    want[4:6] = ["model.safetensors"]
+    want.sort()
+    assert fetched_by(address, tmp_path / "other") == want
+
+
 def test_every_part_of_a_checkpoint_is_fetched():
   utils = pytest.importorskip("huggingface_hub.utils")
   names = ["other/d/0f", "params/_METADATA", "linear_spec_lora/x", "a.jinja"]
@@ -141,6 +212,56 @@ def test_neither_folder_nor_hub_name(tmp_path):
   for name in ("/no/such/folder", "name", str(tmp_path / "x")):
     with pytest.raises(UserError, match="should be a folder or a hub name"):
       find_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "./typo",
+    "../typo",
+    "../a/b",
+    "/org/name",
+    "~/typo",
+    "./org/name",
+    "~nobody/x",
+  ],
+)
+def test_paths_are_never_looked_for_on_the_hub(name, monkeypatch):
+  hub = pytest.importorskip("huggingface_hub")
+  asked = []
+  monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: asked.append(a))
+  with pytest.raises(UserError, match="there is no such folder"):
+    find_checkpoint(name)
+  assert not asked
+
+
+@pytest.mark.parametrize(
+  "name", ["a/..", "org/-name", "a..b/c", "o/" + "x" * 97]
+)
+def test_names_that_the_hub_cannot_have(name):
+  pytest.importorskip("huggingface_hub")
+  with pytest.raises(UserError, match="no folder .* it can be no repository"):
+    find_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_folder_can_have(name):
+  with pytest.raises(UserError, match="folder"):
+    find_checkpoint(name)
+
+
+def test_a_mistyped_path_ends_the_command_with_one_line(folder):
+  done = generate("http://127.0.0.1:9", folder, "./typo")
+  assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+  assert "'./typo' should be a folder" in done.stderr
+
+
+def test_a_file_is_no_folder(folder, tmp_path):
+  with pytest.raises(UserError, match="got a file; give the folder"):
+    find_checkpoint(str(folder / "model.safetensors"))
+  (tmp_path / "m.gguf").write_bytes(b"GGUF")
+  with pytest.raises(UserError, match="got a file; convert it with .*trimode"):
+    find_checkpoint(str(tmp_path / "m.gguf"))
 
 
 def test_a_missing_embedded_checkpoint_is_named(monkeypatch, tmp_path):
