@@ -1,8 +1,6 @@
 """Reads the drafter: a PEFT folder with LoRA on o_proj."""
 
 import dataclasses
-import json
-import math
 import re
 from pathlib import Path
 
@@ -10,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.names import released_name
-from nemodiff_jax.io.tensors import open_file
+from nemodiff_jax.io.names import is_vision
+from nemodiff_jax.io.peft_config import read_adapter_config
+from nemodiff_jax.io.tensors import TensorFolder, open_file
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer
 
 FOLDER = "linear_spec_lora"
+# Some save the name of the adapter too; wrappers put theirs in front.
 _KEY = re.compile(
-  r"encoder\.layers\.(\d+)\.self_attn\.o_proj\.lora_([AB])\.weight"
+  r"((?:\w+\.)*?)layers\.(\d+)\.self_attn\.o_proj"
+  r"\.lora_([AB])(?:\.\w+)?\.weight"
 )
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|base_model\.model\.)+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,37 +62,46 @@ def load_lora(
 def read_peft(folder: Path, config: ModelConfig) -> Peft:
   """Reads adapter_config.json and adapter_model.safetensors.
 
+  A layer that the config leaves out has a term of zeros.
+
   Raises:
     UserError: missing files, other targets than o_proj, or other shapes.
   """
-  rank, alpha, scale = _scale(folder)
   path = folder / "adapter_model.safetensors"
-  if not path.exists():
-    raise UserError(f"{path}: the LoRA's weights are missing.")
-  tensors = open_file(path)
-  found: dict[tuple[int, str], np.ndarray] = {}
-  for name, value in tensors.read(list(tensors.files)):
-    match = _KEY.fullmatch(
-      released_name(name.removeprefix("base_model.model."))
+  tensors = open_file(path) if path.exists() else None
+  names = [] if tensors is None else list(tensors.files)
+  stem = next((m[1] for m in map(_match, names) if m), "encoder.")
+  rank, alpha, scale, chosen = read_adapter_config(
+    folder, stem, config.num_layers
+  )
+  if tensors is None:
+    advice = (
+      "; adapter_model.bin is pickled and not read: save it again with"
+      " safe_serialization"
     )
-    if not match:
-      raise UserError(
-        f"{path}: expected LoRA on self_attn.o_proj only, found {name!r}."
-      )
-    if not np.isfinite(value.astype(np.float32)).all():
-      raise UserError(f"{path}: tensor {name!r} holds NaN or Inf.")
-    found[int(match[1]), match[2]] = value
+    pickled = (folder / "adapter_model.bin").exists()
+    raise UserError(
+      f"{path}: the LoRA's weights are missing{advice if pickled else ''}."
+    )
+  found = _parts(path, tensors)
+  wide = (rank, config.num_heads * config.head_dim)
+  tall = (config.hidden_size, rank)
   layers = []
   for i in range(config.num_layers):
     a, b = (found.pop((i, part), None) for part in "AB")
+    if i not in chosen:
+      if a is not None or b is not None:
+        raise UserError(
+          f"{path}: holds layer {i}, which adapter_config.json leaves out."
+        )
+      a, b = np.zeros(wide, np.float32), np.zeros(tall, np.float32)
     if a is None or b is None:
       raise UserError(f"{path}: lora_A or lora_B of layer {i} is missing.")
-    wide = config.num_heads * config.head_dim
-    if (a.shape, b.shape) != ((rank, wide), (config.hidden_size, rank)):
+    if (a.shape, b.shape) != (wide, tall):
       raise UserError(
-        f"{path}: layer {i} should have lora_A [{rank}, {wide}] and lora_B"
-        f" [{config.hidden_size}, {rank}], got {a.shape} and {b.shape}; this"
-        " LoRA was made for another model, or its config says another r."
+        f"{path}: layer {i} should have lora_A {[*wide]} and lora_B {[*tall]},"
+        f" got {a.shape} and {b.shape}; this LoRA was made for another model,"
+        " or its config says another r."
       )
     layers.append((a, b))
   if found:
@@ -101,36 +112,30 @@ def read_peft(folder: Path, config: ModelConfig) -> Peft:
   return Peft(layers, alpha, scale)
 
 
-def _scale(folder: Path) -> tuple[int, float, float]:
-  """r, alpha, and the scale that they give."""
-  path = folder / "adapter_config.json"
-  try:
-    given = json.loads(path.read_text(encoding="utf-8"))
-    rank, alpha = given["r"], given["lora_alpha"]
-  except FileNotFoundError as e:
-    raise UserError(
-      f"{path}: expected a PEFT LoRA folder, no such file."
-    ) from e
-  except (OSError, ValueError, KeyError, TypeError) as e:
-    raise UserError(
-      f"{path}: expected JSON with r and lora_alpha ({e})."
-    ) from e
-  targets = given.get("target_modules")
-  if targets not in (["o_proj"], "o_proj"):
-    raise UserError(
-      f"{path}: target_modules should be ['o_proj'], got {targets!r}."
-    )
-  if type(rank) is not int or rank < 1:
-    raise UserError(
-      f"{path}: r should be a positive whole number, got {rank!r}."
-    )
-  if type(alpha) not in (int, float) or not math.isfinite(alpha):
-    raise UserError(f"{path}: lora_alpha should be a number, got {alpha!r}.")
-  for name in ("rank_pattern", "alpha_pattern"):
-    if given.get(name):
+def _parts(
+  path: Path, tensors: TensorFolder
+) -> dict[tuple[int, str], np.ndarray]:
+  """(layer, 'A' or 'B') -> tensor; those of an image tower are left out."""
+  wanted = [n for n in tensors.files if not is_vision(_WRAPPERS.sub("", n))]
+  found: dict[tuple[int, str], np.ndarray] = {}
+  for name, value in tensors.read(wanted):
+    match = _match(name)
+    if not match:
       raise UserError(
-        f"{path}: {name} should be empty, got {given[name]!r}; a LoRA whose"
-        " layers differ is not supported."
+        f"{path}: expected LoRA on self_attn.o_proj only, found {name!r}."
       )
-  root = math.sqrt(rank) if given.get("use_rslora") else rank
-  return rank, alpha, alpha / root
+    layer, part = int(match[2]), match[3]
+    if (layer, part) in found:
+      raise UserError(
+        f"{path}: lora_{part} of layer {layer} is there twice; keep the tensors"
+        " of one adapter."
+      )
+    if not np.isfinite(value.astype(np.float32)).all():
+      raise UserError(f"{path}: tensor {name!r} holds NaN or Inf.")
+    found[layer, part] = value
+  return found
+
+
+def _match(name: str) -> re.Match[str] | None:
+  """What stands before 'layers.0', the layer, and 'A' or 'B'."""
+  return _KEY.fullmatch(_WRAPPERS.sub("", name))
