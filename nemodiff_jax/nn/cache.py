@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
@@ -58,7 +59,21 @@ def write(
 ) -> Float[Array, "B S K H"]:
   """Puts new[b, t] at position slots[b, t]; a slot >= S is dropped.
 
-  Dropped, never clamped: a clamped write would replace committed keys.
+  Dropped, never clamped: a clamped write would replace committed keys. The
+  slots of a row that are not dropped must differ, since a GPU then stores
+  where it would compare and swap.
   """
-  rows = jnp.arange(cache.shape[0], dtype=slots.dtype)[:, None]
-  return cache.at[rows, slots].set(new, mode="drop")
+
+  def put(cache: Array, new: Array, slots: Array) -> Array:
+    rows = jnp.arange(cache.shape[0], dtype=slots.dtype)[:, None]
+    return cache.at[rows, slots].set(new, mode="drop", unique_indices=True)
+
+  def put_two(cache: Array, new: Array, slots: Array) -> Array:
+    new = jnp.pad(new, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=cache.shape[1])
+    return put(cache, new, slots)
+
+  if slots.size > 1:
+    return put(cache, new, slots)
+  # XLA cuts the write of a single slot into two kernels on a GPU, of two not.
+  return lax.platform_dependent(cache, new, slots, cpu=put, default=put_two)

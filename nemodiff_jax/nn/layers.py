@@ -107,11 +107,12 @@ def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> Rotary:
   """Angles and query scale of each position, in float32."""
   rope = config.rope
   frequencies = jnp.asarray(inverse_frequencies(rope, config.head_dim))
-  pos = positions.astype(jnp.float32)[..., None, None]
-  angles = pos * frequencies[None, None, None]
+  positions = positions[..., None, None]
+  angles = positions.astype(jnp.float32) * frequencies[None, None, None]
   scale = None
   if rope.query_scale:
-    steps = jnp.floor(pos / rope.original_max)
+    steps = lax.div(positions, jnp.full_like(positions, rope.original_max))
+    steps = steps.astype(jnp.float32)
     scale = 1.0 + rope.query_scale * jnp.log1p(steps)
   factor = rope.attention_factor
   return Rotary(jnp.cos(angles) * factor, jnp.sin(angles) * factor, scale)
