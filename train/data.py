@@ -104,7 +104,7 @@ def _stream(config, start: Start, source: Source, i: int) -> grain.IterDataset:
   records: Any = grain.MapDataset.source(source).seed(config.seed)
   if data.shuffle:
     records = records.shuffle()
-  encode = _Encode(source, start, config.length, size)
+  encode = _Encoder(source, start, config.length, size)
   records = records[i::count].repeat().map(encode)
   documents = records.to_iter_dataset(grain.ReadOptions(num_threads=0))
   documents = experimental.FlatMapIterDataset(documents, _Pieces(config.length))
@@ -149,43 +149,42 @@ def place_rows(
   return Rows(**jax.tree.map(put, batch), example=put(example))
 
 
-class _Encode:
-  """Turns records into documents; None for one that is skipped."""
-
-  def __init__(self, source: Source, start: Start, length: int, size: int):
-    self._source, self._start, self._length = source, start, length
-    self._size = size  # Records of the stream.
-    self._refused = 0  # Since the last that could be used.
-
-  def __call__(self, record: dict[str, Any]) -> Document | None:
-    try:
-      document = self._document(record)
-    except UserError as e:
-      self._refuse(record["where"], str(e).rstrip("."))
-      return None
-    self._refused = 0
-    return document
-
-  def _document(self, record: dict[str, Any]) -> Document:
-    start = self._start
+def _encode(
+  record: dict[str, Any], source: Source, start: Start, length: int
+) -> Document | None:
+  """A document, or None for a record that is skipped."""
+  try:
     document = encode_record(
       record, start.tokenizer, start.template, start.config.eos_ids
     )
     mask = start.config.mask_id
     if mask is not None and (document["tokens"] == mask).any():
       raise UserError(f"holds the mask token {mask}")
-    if not document["supervised"][: self._length].any():
-      raise UserError(f"nothing to learn within a row of {self._length} tokens")
-    return document
+    if not document["supervised"][:length].any():
+      raise UserError(f"nothing to learn within a row of {length} tokens")
+  except UserError as e:
+    source.refuse(record["where"], str(e).rstrip("."))
+    return None
+  return document
 
-  def _refuse(self, where: str, why: str) -> None:
-    self._source.refuse(where, why)
-    self._refused += 1
-    if self._refused >= 2 * self._size:  # Whatever the order: all of them.
+
+class _Encoder:
+  """Encodes a stream's records, and notices that none can be used."""
+
+  def __init__(self, source: Source, start: Start, length: int, size: int):
+    self._given = source, start, length
+    self._size = size  # Records of the stream.
+    self._skipped = 0  # Since the last that could be used.
+
+  def __call__(self, record: dict[str, Any]) -> Document | None:
+    document = _encode(record, *self._given)
+    self._skipped = 0 if document is not None else self._skipped + 1
+    if self._skipped >= 2 * self._size:  # Whatever the order: all of them.
       raise UserError(
-        f"{where}: {why}; none of the {self._size} lines of this stream could"
-        " be used: mend them, or lower config.data.shards."
+        f"{record['where']} and the other lines of its stream ({self._size} in"
+        " all) cannot be used; mend them, or lower config.data.shards."
       )
+    return document
 
 
 class _Pieces(experimental.FlatMapTransform):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.text.chat import ChatTemplate, check_messages, encode_chat
+from nemodiff_jax.text.messages import check_messages
+from nemodiff_jax.text.template import ChatTemplate
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 Document = dict[str, np.ndarray]
@@ -50,17 +51,20 @@ def _conversation(
   template: ChatTemplate | None,
   eos_ids: Sequence[int],
 ) -> Document:
-  """A conversation; a turn is learned if decoding would meet its prompt.
+  """The rendered conversation, with its learned turns marked.
 
-  That is, where the prompt rendered before the turn is how the conversation
-  begins: templates that rewrite earlier turns leave only the last one.
+  A turn is learned if decoding would meet its prompt, that is, where the
+  prompt rendered before it is how the conversation begins: templates that
+  rewrite earlier turns leave only the last one. It is learned up to the first
+  id that ends a text; a conversation whose last turn has none gets one.
   """
   check_messages(messages)
   if template is None:
     raise UserError("messages need a chat template, which the checkpoint lacks")
   whole = template.render(messages, generation=False)
-  parts: list[tuple[Sequence[int], bool]] = []
-  at = 0
+  ids, offsets = tokenizer.encode_rendered_offsets(whole)
+  learned = np.zeros(len(ids), bool)
+  open_end = False
   for i, message in enumerate(messages):
     if message["role"] != "assistant" or i == 0:
       continue
@@ -68,37 +72,27 @@ def _conversation(
     turn = template.render(messages[: i + 1], generation=False)
     if not (whole.startswith(turn) and turn.startswith(prompt)):
       continue
-    if not parts:  # As decoding encodes it, BOS and all.
-      parts.append((encode_chat(template, tokenizer, messages[:i]), False))
-    else:
-      parts.append((_plain(tokenizer, whole[at : len(prompt)]), False))
-    eos = template.tokens.get("eos_token") or whole
-    answer, _, tail = turn[len(prompt) :].partition(eos)
-    ids = _plain(tokenizer, answer)
-    end = next((n for n, t in enumerate(ids) if t in eos_ids), len(ids))
-    parts.append(([*ids[:end], eos_ids[0]], True))
-    parts.append((ids[end + 1 :] + _plain(tokenizer, tail), False))
-    at = len(turn)
-  if not parts:
+    own = [
+      n
+      for n, (start, _) in enumerate(offsets)
+      if len(prompt) <= start < len(turn)
+    ]
+    end = next((n for n in own if ids[n] in eos_ids), None)
+    learned[own if end is None else range(own[0], end + 1)] = True
+    open_end = end is None and len(turn) == len(whole) and bool(own)
+  if not learned.any():
     raise UserError(
       "expected an assistant's turn that follows the prompt before it, in a"
       " conversation"
     )
-  return _document(parts)
+  parts: list[Any] = [(ids, learned)]
+  return _document(parts + [([eos_ids[0]], True)] * open_end)
 
 
-def _plain(tokenizer: Tokenizer, text: str) -> list[int]:
-  """Ids of a text in the middle of another, without BOS."""
-  if not text:
-    return []
-  ids, opening = list(tokenizer.encode(text)), list(tokenizer.encode(""))
-  return ids[len(opening) :] if ids[: len(opening)] == opening else ids
-
-
-def _document(parts: Sequence[tuple[Sequence[int], bool]]) -> Document:
+def _document(parts: Sequence[tuple[Sequence[int], Any]]) -> Document:
+  """Joins (ids, whether they are learned: of each, or of all)."""
+  wide = lambda ids, learned: np.broadcast_to(learned, len(ids))
   return {
     "tokens": np.concatenate([np.asarray(ids, np.int32) for ids, _ in parts]),
-    "supervised": np.concatenate(
-      [np.full(len(ids), learned) for ids, learned in parts]
-    ),
+    "supervised": np.concatenate([wide(*part) for part in parts]),
   }

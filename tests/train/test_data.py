@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import ModelConfig
-from nemodiff_jax.text.chat import ChatTemplate
+from nemodiff_jax.text.template import ChatTemplate
+from nemodiff_jax.text.tokenizer import load_tokenizer
 from train import data
 from train.configs import tiny as tiny_config
 from train.documents import encode_record
@@ -109,11 +111,9 @@ def test_only_the_answers_of_a_conversation_are_learned(start):
     {"role": "assistant", "content": "7"},
   ]
   eos = start.config.eos_ids
+  template = ChatTemplate(TURNS, start.template.tokens)
   document = encode_record(
-    {"messages": messages},
-    start.tokenizer,
-    ChatTemplate(TURNS, start.template.tokens),
-    eos,
+    {"messages": messages}, start.tokenizer, template, eos
   )
   model = sentencepiece.SentencePieceProcessor(
     model_file=str(start.checkpoint.folder / "tokenizer.model")
@@ -128,6 +128,71 @@ def test_only_the_answers_of_a_conversation_are_learned(start):
   assert document["supervised"].tolist() == [
     bool(s) for ids, s in parts for _ in ids
   ]
+
+
+def byte_tokenizer(folder, bos: bool):
+  """Byte-level BPE without merges, behind six special tokens."""
+  special = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<mask>")
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  vocab = {t: i for i, t in enumerate([*special, *alphabet])}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  made.decoder = tokenizers.decoders.ByteLevel()
+  made.add_special_tokens(
+    [tokenizers.AddedToken(s, special=True, normalized=False) for s in special]
+  )
+  if bos:
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+  made.save(str(folder / "tokenizer.json"))
+  return made
+
+
+CHATML = (
+  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+  "\n{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+
+
+@pytest.mark.parametrize("eos_ids", [(2, 4), (4, 2), (4,)])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_turns_own_end_is_learned(tmp_path, eos_ids, bos):
+  """The ids are those that tokenizers gives for the rendered conversation."""
+  made = byte_tokenizer(tmp_path, bos)
+  messages = [
+    {"role": role, "content": text}
+    for role, text in zip(("user", "assistant") * 2, "qaup", strict=True)
+  ]
+  template = ChatTemplate(CHATML, {"eos_token": "</s>"})
+  document = encode_record(
+    {"messages": messages}, load_tokenizer(tmp_path), template, eos_ids
+  )
+  whole = template.render(messages, generation=False)
+  ids = made.encode(whole, add_special_tokens=False).ids
+  assert document["tokens"].tolist() == ids
+  learned = document["tokens"][document["supervised"]].tolist()
+  assert [made.id_to_token(i) for i in learned] == [
+    "a", "<|im_end|>", "p", "<|im_end|>"
+  ]  # fmt: skip
+
+
+def test_a_conversation_without_an_end_gets_one(tmp_path):
+  made = byte_tokenizer(tmp_path, False)
+  messages = [{"role": "user", "content": "q"}]
+  messages.append({"role": "assistant", "content": "a"})
+  document = encode_record(
+    {"messages": messages},
+    load_tokenizer(tmp_path),
+    ChatTemplate(CHATML, {}),
+    (2,),
+  )
+  learned = document["tokens"][document["supervised"]].tolist()
+  assert [made.id_to_token(i) for i in learned] == [
+    "a", "<|im_end|>", "Ċ", "</s>"
+  ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -155,6 +220,42 @@ def test_a_malformed_line_is_named_or_counted(tmp_path, start, line, why):
   assert list(source.skipped) == [f"{path}:3"]
 
 
+def test_lines_of_the_world_are_read(tmp_path, start):
+  """BOM, CRLF, blank lines, U+2028; numbers count the blank lines."""
+  text = json.dumps({"text": "2\u2028cats"}, ensure_ascii=False).encode()
+  path = tmp_path / "world.jsonl"
+  path.write_bytes(
+    b"\xef\xbb\xbf" + text + b"\r\n\n  \n" + text + b"\n{\n\n" + text
+  )
+  source = Lines([path], "error")
+  assert len(source) == 4
+  assert [source[i]["where"] for i in range(4)] == [
+    f"{path}:{n}" for n in (1, 4, 5, 7)
+  ]
+  assert [source[i].get("text") for i in range(4)] == [
+    "2\u2028cats", "2\u2028cats", None, "2\u2028cats"
+  ]  # fmt: skip
+  path.write_bytes(b"\x1f\x8b" + text)
+  with pytest.raises(UserError, match="found gzip; unpack"):
+    Lines([path], "error")
+
+
+def test_a_stream_without_a_usable_line_is_an_error(tmp_path, start):
+  path = write_lines(tmp_path / "half.jsonl", [{"text": "2 cats"}, "x\n"] * 3)
+  config = config_of(path, on_error="skip", shuffle=False)
+  with pytest.raises(UserError, match=r"its stream \(3 in all\) cannot be"):
+    batches(config, start)
+  config.data.shards = 1
+  assert batches(config, start)
+
+
+def test_half_a_surrogate_pair_ends_its_line_only(tmp_path, start):
+  lines = [{"text": "2 cats"}, '{"text": "cut \\ud83d"}\n'] * 2
+  path = write_lines(tmp_path / "some.jsonl", lines)
+  _, source = batches(config_of(path, on_error="skip", shards=1), start)
+  assert list(source.skipped) == [f"{path}:2", f"{path}:4"]
+
+
 def test_data_without_a_usable_line_is_an_error(tmp_path, start):
   path = write_lines(tmp_path / "bad.jsonl", ["x\n", "y\n"])
   with pytest.raises(UserError, match="no line of the data could be used"):
@@ -172,7 +273,7 @@ def test_a_mask_token_in_the_data_is_an_error(start):
   with pytest.raises(
     UserError, match=f"document 7: holds the mask token {mask}"
   ):
-    data._Encode(source, start, 64, 1)(record)
+    data._encode(record, source, start, 64)
 
 
 def test_the_same_batches_for_any_number_of_processes(texts, start):
