@@ -9,6 +9,14 @@ from nemodiff_jax.cli import generate
 from nemodiff_jax.cli import main as process
 from tests import helpers
 
+TEMPLATE = (
+  "w1 {% for m in messages %}"
+  "{{ raise_exception('no tools here') if m.role == 'tool' }}"
+  "{{ {'user': 'w7', 'assistant': 'w8', 'system': 'w6'}[m.role] }}"
+  " {{ m.content }} {% endfor %}"
+  "{{ 'w11' if enable_thinking else 'w12' }}"
+)
+
 
 @pytest.fixture
 def run(folder, capsys):
@@ -22,6 +30,15 @@ def run(folder, capsys):
     return stop.value.code or 0, out.out, out.err
 
   return call
+
+
+@pytest.fixture
+def chatty(folder):
+  """The checkpoint's folder, with a chat template for the time of a test."""
+  path = folder / "chat_template.jinja"
+  path.write_text(TEMPLATE)
+  yield folder
+  path.unlink()
 
 
 @pytest.fixture

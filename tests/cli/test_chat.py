@@ -1,5 +1,6 @@
 """cli.chat through a pseudo-terminal, and the cache it keeps."""
 
+import io
 import os
 import pty
 import re
@@ -11,13 +12,15 @@ import time
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 import nemodiff_jax as nd
 from nemodiff_jax import streams
+from nemodiff_jax.cli import chat as chat_command
+from nemodiff_jax.cli import main as process
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.generate import Kept
 from tests import helpers
-from tests.cli.test_watching import chatty  # noqa: F401
 from tests.decode.test_modes import MODES
 
 
@@ -86,7 +89,7 @@ class Terminal:
       assert time.time() < end, f"{pattern!r} not in {self.text[start:]!r}"
       if select.select([self.master], [], [], 0.2)[0]:
         try:
-          self.text += os.read(self.master, 4096).decode()
+          self.text += os.read(self.master, 4096).decode(errors="replace")
         except OSError:
           break
     return self.text[start:]
@@ -98,7 +101,7 @@ class Terminal:
     os.write(self.master, (line + "\n").encode())
 
 
-def test_chat_in_a_terminal(chatty):  # noqa: F811
+def test_chat_in_a_terminal(chatty):
   chat = Terminal(
     sys.executable, "-m", "nemodiff_jax.cli.chat", f"--checkpoint={chatty}",
     "--max_new_tokens=120",
@@ -131,6 +134,47 @@ def test_chat_in_a_terminal(chatty):  # noqa: F811
   chat.until(r"\[stopped\][\s\S]*> ")
   chat.say("/quit")
   assert chat.process.wait(60) == 0
+
+
+def test_a_chat_outlives_bytes_that_are_no_text_and_sigterm_ends_it(
+  chatty,
+):
+  """/mode keeps what the flags said of the other modes."""
+  chat = Terminal(
+    sys.executable, "-m", "nemodiff_jax.cli.chat", f"--checkpoint={chatty}",
+    "--max_new_tokens=4", "--block_length=4", "--mode=diffusion",
+    "--steps_per_block=2",
+  )  # fmt: skip
+  chat.until(r"\[diffusion, block 4; /help for commands\][\s\S]*> ")
+  os.write(chat.master, b"w20 \xff\n")
+  chat.until(r"error: the line is not UTF-8; it was not sent\.[\s\S]*> ")
+  chat.say("/mode linear_spec")
+  chat.until(r"\[linear_spec, block 4\][\s\S]*> ")
+  chat.say("w20")  # The line before is no part of the conversation.
+  chat.until(r"passes, 0 of 4 prompt tokens kept\][\s\S]*> ")
+  chat.process.send_signal(signal.SIGTERM)
+  assert chat.process.wait(60) == 143
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"w20 \xc3", b"\xed\xa0\xbd"])
+def test_a_pipe_into_a_chat_may_hold_any_bytes(
+  chatty,
+  monkeypatch,
+  capsys,
+  line,
+):
+  stdin = io.TextIOWrapper(io.BytesIO(line + b"\n/mode ar\nw20\n"), "utf-8")
+  monkeypatch.setattr(sys, "stdin", stdin)
+  argv = ["chat", f"--checkpoint={chatty}", "--max_new_tokens=3"]
+  handler = signal.getsignal(signal.SIGINT)
+  try:
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+      process.run(chat_command.main, argv)
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  shown = capsys.readouterr()
+  assert not stop.value.code and "[ar: 3 tokens in 3 passes" in shown.out
+  assert shown.err == "error: the line is not UTF-8; it was not sent.\n"
 
 
 def test_embedded_model_answers_every_question_of_a_chat():

@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import progress
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings, decode_config
+from nemodiff_jax.io.checkpoint import open_checkpoint
 from tests.cli.conftest import read, write
 
 
@@ -52,22 +53,23 @@ def test_run_config_holds_every_flag(parse, tiny):
   assert (changed.mode, changed.block_length) == ("linear_spec", 5)
 
 
-def test_row_settings_hold_every_flag(parse):
+def test_row_settings_hold_every_flag(parse, folder):
   parse(
     "--max_new_tokens=3", "--temperature=0.5", "--top_k=4", "--top_p=0.75",
     "--min_p=0.125", "--seed=6", "--stop=a", "--stop=b", "--logprobs=7",
     "--max_thinking_tokens=8", "--end_think_token_id=9",
   )  # fmt: skip
-  assert shared.row_settings() == RowSettings(
+  assert shared.row_settings(open_checkpoint(str(folder))) == RowSettings(
     max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.75, min_p=0.125,
     seed=6, stop=["a", "b"], logprobs=7, max_thinking_tokens=8,
     end_think_token_id=9,
   )  # fmt: skip
 
 
-def test_defaults_are_those_of_the_library(parse, tiny):
+def test_defaults_are_those_of_the_library(parse, folder, tiny):
   parse()
-  assert shared.row_settings() == RowSettings()
+  row = shared.row_settings(open_checkpoint(str(folder)))
+  assert row == RowSettings()
   assert shared.run_config(tiny.config) == decode_config(tiny.config, "ar")
   assert (shared.batch_size(), shared.max_length()) == (8, None)
   parse("--batch_size=1", "--max_length=1")  # The least there can be.

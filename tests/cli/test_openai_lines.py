@@ -11,7 +11,6 @@ import time
 import pytest
 
 from tests.cli.conftest import read, write
-from tests.cli.test_watching import chatty  # noqa: F401
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TEXT, WHOLE, NONE = str, int, type(None)
@@ -66,7 +65,7 @@ def request(name, body, url=CHAT):
 
 
 @pytest.fixture
-def answers(run, chatty, tmp_path):  # noqa: F811
+def answers(run, chatty, tmp_path):
   """Runs a job over lines; returns the exit code and the lines answered."""
 
   def call(lines, *flags):

@@ -11,23 +11,6 @@ import pytest
 from nemodiff_jax.cli import trace_view
 from tests.cli.conftest import write
 
-TEMPLATE = (
-  "w1 {% for m in messages %}"
-  "{{ raise_exception('no tools here') if m.role == 'tool' }}"
-  "{{ {'user': 'w7', 'assistant': 'w8', 'system': 'w6'}[m.role] }}"
-  " {{ m.content }} {% endfor %}"
-  "{{ 'w11' if enable_thinking else 'w12' }}"
-)
-
-
-@pytest.fixture
-def chatty(folder):
-  """The checkpoint's folder, with a chat template for the time of a test."""
-  path = folder / "chat_template.jinja"
-  path.write_text(TEMPLATE)
-  yield folder
-  path.unlink()
-
 
 def test_chat_goes_through_the_template(run, chatty, tmp_path):
   path = tmp_path / "in.jsonl"
