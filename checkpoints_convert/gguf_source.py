@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import convert, hf_folder
+from checkpoints_convert import convert, gguf_keys, hf_folder
 from checkpoints_convert.lazy import Lazy
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
@@ -39,7 +39,11 @@ class Gguf:
         f"{path}: not a complete GGUF file of known types ({e})."
       ) from e
     self.path = path
-    self._tensors = {names.gguf_name(t.name): t for t in self._reader.tensors}
+    self._tensors = {
+      names.gguf_name(t.name): t
+      for t in self._reader.tensors
+      if "attn_rot_embd" not in t.name  # A buffer of old files.
+    }
     try:
       self.config = self._config()
     except UserError as e:
@@ -64,9 +68,13 @@ class Gguf:
     table = tensor_table(self.config)
     for name in self._tensors:
       if name not in table:
-        raise UserError(
-          f"{self.path}: unknown tensor {name!r}{names.nearest(name, table)}."
+        scales = name.startswith(("rope_freqs", "rope_factors"))
+        why = (
+          " (RoPE factors, as of Llama 3.1, are not computed here)"
+          if scales
+          else names.nearest(name, table)
         )
+        raise UserError(f"{self.path}: unknown tensor {name!r}{why}.")
     items = []
     for name, place in table.items():
       self._check(name, place.shape)
@@ -77,25 +85,26 @@ class Gguf:
     return items
 
   def _config(self) -> ModelConfig:
+    fields = {key: self.get(key) for key in self._reader.fields}
+    gguf_keys.check_file(self.path.name, fields)
     kind = self.get("general.architecture")
     if kind != "llama":
       raise UserError(f"general.architecture should be 'llama', got {kind!r}.")
-    scaling = self.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-      raise UserError(
-        f"llama.rope.scaling.type should be 'none', got {scaling!r}."
-      )
     heads = self._need("llama.attention.head_count")
     hidden = self._need("llama.embedding_length")
-    ends = (self.get(f"tokenizer.ggml.{x}_token_id") for x in ("eos", "eot"))
+    head_dim = self.get("llama.attention.key_length", hidden // (heads or 1))
+    gguf_keys.check_keys("llama", fields, head_dim)
+    ends = (
+      self.get(f"tokenizer.ggml.{x}_token_id") for x in ("eos", "eot", "eom")
+    )
     return ModelConfig(
       vocab_size=len(self._need("tokenizer.ggml.tokens")),
       hidden_size=hidden,
       intermediate_size=self._need("llama.feed_forward_length"),
       num_layers=self._need("llama.block_count"),
       num_heads=heads,
-      num_kv_heads=self.get("llama.attention.head_count_kv", heads),
-      head_dim=self.get("llama.attention.key_length", hidden // (heads or 1)),
+      num_kv_heads=self._one("llama.attention.head_count_kv") or heads,
+      head_dim=head_dim,
       max_positions=self._need("llama.context_length"),
       rope=RopeConfig(theta=self.get("llama.rope.freq_base", 10000.0)),
       rms_norm_eps=self._need("llama.attention.layer_norm_rms_epsilon"),
@@ -104,8 +113,14 @@ class Gguf:
       eos_ids=tuple(dict.fromkeys(i for i in ends if i is not None)),
     )
 
+  def _one(self, key: str) -> Any:
+    """A value that may be written once for each layer; None: missing."""
+    return gguf_keys.one_value(key, self.get(key))
+
   def _need(self, key: str) -> Any:
     value = self.get(key)
+    if key != "tokenizer.ggml.tokens":
+      value = gguf_keys.one_value(key, value)
     if value is None:
       raise UserError(f"{key} is missing.")
     return value

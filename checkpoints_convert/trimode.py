@@ -42,7 +42,7 @@ def ar_to_trimode(
     UserError: the source cannot be read, the target not written, or the mask
       is no token for it.
   """
-  if source.endswith(".gguf"):
+  if source.lower().endswith(".gguf"):
     gguf = Gguf(local_path(source))
     read, config, items = gguf.path, gguf.config, gguf.items(dtype)
     side_files = lambda folder: write_tokenizer(gguf, folder)

@@ -217,8 +217,10 @@ def test_gguf_gives_back_what_went_in(
 
 def test_gguf_tokenizer_and_template_are_carried(make_gguf, tmp_path, bpe):
   opened = made(make_gguf(), tmp_path)
-  assert opened.tokenizer.encode(TEXT) == [1, *bpe.encode(TEXT).ids]
   ids = bpe.encode(TEXT).ids
+  assert opened.tokenizer.encode_rendered(TEXT) == ids
+  typed = TEXT.replace("<|end|>", "")
+  assert opened.tokenizer.encode(typed) == [1, *bpe.encode(typed).ids]
   assert opened.tokenizer.decode(ids) == TEXT.replace("<|end|>", "")
   assert opened.template.tokens["eos_token"] == "<|end|>"
   message = [{"role": "user", "content": "hi"}]
