@@ -73,10 +73,17 @@ def named_files(
 
 
 def write_files(folder: Path, files: Mapping[str, Mapping[str, Lazy]]) -> None:
-  """Writes the weights: files of tensors, and an index unless it is SINGLE."""
+  """Writes the weights: files of tensors, and an index unless it is SINGLE.
+
+  What an older export left of the other form goes, so that nobody reads it.
+  """
+  single = list(files) == [SINGLE]
+  stale = folder / (f"{SINGLE}.index.json" if single else SINGLE)
+  if stale.name not in files:
+    stale.unlink(missing_ok=True)
   for file, tensors in files.items():
     write_safetensors(folder / file, tensors)
-  if list(files) == [SINGLE]:
+  if single:
     return
   total = sum(x.nbytes for part in files.values() for x in part.values())
   weight_map = {name: file for file, part in files.items() for name in part}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.tensors import INDEX, SINGLE, read_index
+from nemodiff_jax.io.tensors import INDEX, SINGLE, is_sharded, read_index
 
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # All that is read but the shards, which the index names. In a pattern * stands
@@ -119,7 +119,7 @@ def _download(repo: str, revision: str | None) -> Path:
   beside = f"hub: there is no folder {repo!r} here, and"
   try:
     folder = fetch(_FILES)
-    if not (folder / SINGLE).exists() and (folder / INDEX).exists():
+    if is_sharded(folder):
       shards = sorted(set(read_index(folder / INDEX).values()))
       folder = fetch(map(glob.escape, shards))
     return folder

@@ -96,17 +96,17 @@ class TensorFolder:
 def open_tensors(folder: Path) -> TensorFolder:
   """Finds the tensors of a checkpoint folder: one file, or an index of shards.
 
-  Where both are there the one file counts, as for transformers: an index
-  beside it is left over from other shards.
+  Where both are there the one file counts, as for transformers, unless the
+  index names it too: an index is left over from other shards.
 
   Raises:
     UserError: no weights, an unreadable index, or a shard that is missing,
       cut short, or without a tensor that the index places in it.
   """
   index, single = folder / INDEX, folder / SINGLE
-  if single.exists():
-    return open_file(single)
-  if not index.exists():
+  if not is_sharded(folder):
+    if single.exists():
+      return open_file(single)
     raise UserError(
       f"{folder}: expected {SINGLE} or {INDEX}, found neither{_instead(folder)}."
     )
@@ -138,6 +138,17 @@ def read_index(index: Path) -> dict[str, str]:
     return {name: bare_name(file) for name, file in weight_map.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e
+
+
+def is_sharded(folder: Path) -> bool:
+  """Whether the files that count are those of the index."""
+  index = folder / INDEX
+  if not index.exists() or not (folder / SINGLE).exists():
+    return index.exists()
+  try:
+    return SINGLE in read_index(index).values()
+  except UserError:
+    return False
 
 
 def _instead(folder: Path) -> str:
