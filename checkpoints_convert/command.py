@@ -9,6 +9,9 @@ from absl import app, flags
 
 from checkpoints_convert import convert
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.signals import run as run_process
+
+_GRACE = 60.0  # Seconds to remove a folder that is not whole.
 
 SOURCE = flags.DEFINE_string(
   "source",
@@ -67,7 +70,18 @@ def convert_checkpoint(
 
 
 def run(main: Callable[[], int]) -> None:
-  """Parses flags, runs `main` and exits: 2 for a UserError, 130 for Ctrl-C."""
+  """Parses flags, runs `main` and leaves the process.
+
+  Exit codes: 2 for a UserError and for a flag that does not parse, 130 for
+  Ctrl-C, 143 for SIGTERM.
+  """
+
+  def parse(given: list[str]) -> list[str]:
+    try:
+      return flags.FLAGS(given)
+    except flags.Error as e:
+      print(f"error: {e}", file=sys.stderr)
+      sys.exit(2)
 
   def guarded(rest: list[str]) -> int:
     try:
@@ -83,4 +97,8 @@ def run(main: Callable[[], int]) -> None:
       print("interrupted", file=sys.stderr)
       return 130
 
-  app.run(guarded)
+  def body() -> int:
+    app.run(guarded, flags_parser=parse)
+    return 0
+
+  run_process(body, grace=_GRACE)

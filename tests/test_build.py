@@ -91,9 +91,10 @@ ALLOWED = {  # Arrows between the rooms point one way.
   "pallas_kernels": set(),
   "checkpoints_convert": {
     "nemodiff_jax/errors.py", "nemodiff_jax/io", "nemodiff_jax/nn",
-    "nemodiff_jax/text", "pallas_kernels",
+    "nemodiff_jax/signals.py", "nemodiff_jax/text", "pallas_kernels",
   },
   "nemodiff_jax/errors.py": set(),
+  "nemodiff_jax/signals.py": set(),
   "nemodiff_jax/nn": {"pallas_kernels", "nemodiff_jax/errors.py"},
   "nemodiff_jax/text": {"nemodiff_jax/errors.py"},
   "nemodiff_jax/io": {

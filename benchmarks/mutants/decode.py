@@ -1,5 +1,5 @@
 """Breaks of decoding, texts, files and jobs; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation
+from benchmarks.mutants import Mutation, jobs
 
-MUTATIONS: tuple[Mutation, ...] = ()
+MUTATIONS: tuple[Mutation, ...] = (*jobs.MUTATIONS,)

@@ -147,6 +147,43 @@ def test_commands_and_their_exit_codes(two):
   assert done.stdout.endswith("\ndifferent\n")
 
 
+# The command as it is, held in the middle of writing.
+HELD = """
+import pathlib, time
+from checkpoints_convert import command, convert, folders, hf_to_orbax
+def hold(source, target, *args, **how):
+  with folders.new_folder(pathlib.Path(target)) as folder:
+    (folder / "config.json").write_text("{}")
+    print("ready", flush=True)
+    time.sleep(60)
+convert.convert = hold
+command.run(hf_to_orbax.main)
+"""
+
+
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_leaves_nothing_half_written(two, number, code):
+  pair = f"--source={two / 'source'}", f"--target={two / 'new'}"
+  process = subprocess.Popen(
+    [sys.executable, "-c", HELD, *pair], stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(number)
+  assert process.wait(60) == code
+  assert sorted(p.name for p in two.iterdir()) == ["older", "source"]
+
+
+@pytest.mark.parametrize(
+  "flags", [["--nope=1"], ["--source=x", "--dtype=int3"]]
+)
+def test_a_flag_that_does_not_parse_is_exit_2(flags):
+  done = run("hf_to_orbax", *flags)
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
 def test_a_full_disk_is_told_in_one_line(two):
   """A limit on the size of files stands for it."""
   pair = f"--source={two / 'source'}", f"--target={two / 'new'}"

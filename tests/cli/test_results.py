@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from nemodiff_jax.cli import jobs, results
+from nemodiff_jax.errors import UserError
 from tests.cli.conftest import read, write
 
 BAD = {"id": "bad", "prompt_ids": [700]}
@@ -178,3 +180,12 @@ def test_results_are_lines_to_every_reader(run, tmp_path):
   run(f"--prompts_file={path}", f"--output={out}", "--max_new_tokens=2")
   assert len(out.read_text().splitlines()) == 1
   assert read(out)[0]["id"] == "a\u2028b\x85\u2029"
+
+
+def test_an_error_is_no_book(tmp_path):
+  out = tmp_path / "out.jsonl"
+  writer = results.Writer(str(out), {}, sys.stdout)
+  for size in (500, 501):
+    writer.refusal(jobs.Refused(1, "a", UserError("x" * size)))
+  short, long = (x["error"]["message"] for x in read(out))
+  assert short == "x" * 500 and long == "x" * 500 + "..."

@@ -47,9 +47,14 @@ def signal_in_a_batch(tmp_path, number, seed):
   return process.returncode, err, out.read_bytes()
 
 
+def said(err):
+  """What was said, but for the progress on a slow machine."""
+  return [x for x in err.splitlines() if not x.endswith(" in all")]
+
+
 def check_interrupted(code, err, content):
   assert code == 130, err
-  assert err == "the same command goes on from here\ninterrupted\n"
+  assert said(err) == ["the same command goes on from here", "interrupted"]
   assert content.endswith(b"\n") and content.count(b"\n") in (32, 64)
   for line in content.splitlines():
     assert json.loads(line)["completion_tokens"]
@@ -68,7 +73,7 @@ def test_ctrl_c_thirty_times(tmp_path):
 
 def test_sigterm_while_a_batch_is_computed(tmp_path):
   code, err, content = signal_in_a_batch(tmp_path, signal.SIGTERM, 0)
-  assert code == 143 and err == "the same command goes on from here\n"
+  assert code == 143 and said(err) == ["the same command goes on from here"]
   assert content.endswith(b"\n")
 
 

@@ -1,0 +1,183 @@
+"""Breaks of jobs and commands; a part of the mutations of decoding."""
+
+from benchmarks.mutants import Mutation
+
+
+def _break(what: str, file: str, old: str, new: str, test: str) -> Mutation:
+  """One that a test file, or tests chosen in it by words, should notice."""
+  suite, _, words = test.partition(" ")
+  chosen = ("-k", words) if words else ()
+  return Mutation(
+    f"jobs: {what}", f"nemodiff_jax/{file}", old, new, (suite, *chosen)
+  )
+
+
+LINES = "tests/io/test_jsonl.py"
+FILE = "tests/cli/test_results.py"
+FLAGS = "tests/cli/test_flags.py"
+BATCH = "tests/cli/test_openai_lines.py"
+SIGNALS = "tests/cli/test_signals.py"
+MUTATIONS = (
+  _break(
+    "one level more of lists", "io/jsonl.py",
+    "for _ in range(most):", "for _ in range(most + 1):", LINES,
+  ),
+  _break(
+    "a key may be there twice", "io/jsonl.py",
+    "if count[key] > 1", "if count[key] > 2", LINES,
+  ),
+  _break(
+    "byte order marks are text", "io/jsonl.py",
+    "text = raw.removeprefix(_BOM).decode", "text = raw.decode", LINES,
+  ),
+  _break(
+    "any white byte is a blank line's, but a mark", "io/jsonl.py",
+    "return not raw.removeprefix(_BOM).strip()", "return not raw.strip()",
+    LINES,
+  ),
+  _break(
+    "NaN is written", "io/jsonl.py", "allow_nan=False", "allow_nan=True",
+    "tests/cli/test_fuzz.py null",
+  ),
+  _break(
+    "U+0085 is written as it is", "io/jsonl.py",
+    '_LINE_ENDS = "\\x85', '_LINE_ENDS = "', f"{FILE} every_reader",
+  ),
+  _break(
+    "no lock on the settings", "cli/results.py",
+    "  _lock(file, path, fcntl.flock)\n", "", f"{FILE} respected",
+  ),
+  _break(
+    "a link has a lock of its own", "cli/results.py",
+    "        _lock(self._file, path, fcntl.lockf)  # By any name that it has.\n",
+    "", f"{FILE} second_job",
+  ),
+  _break(
+    "errors that hold are written again", "cli/results.py",
+    "elif raw in refused:", "elif not refused:", f"{FILE} touch",
+  ),
+  _break(
+    "a repeated id is forgotten", "cli/results.py",
+    "in self.done and not again", "in self.done", f"{FILE} touch",
+  ),
+  _break(
+    "a new file has a new mode", "cli/results.py",
+    '    shutil.copymode(real, real + ".tmp")\n', "", f"{FILE} mended",
+  ),
+  _break(
+    "a link is replaced by a file", "cli/results.py",
+    "real = os.path.realpath(path)", "real = path", f"{FILE} mended",
+  ),
+  _break(
+    "a torn line stays", "cli/results.py",
+    "self._file.truncate(sum(map(len, kept)))", "pass", f"{FILE} torn",
+  ),
+  _break(
+    "devices get settings", "cli/results.py",
+    "regular = not os.path.exists(path) or os.path.isfile(path)",
+    "regular = True", f"{FILE} device",
+  ),
+  _break(
+    "an error is cut one short", "cli/results.py",
+    "if len(message) > _LONGEST:", "if len(message) >= _LONGEST:",
+    f"{FILE} book",
+  ),
+  _break(
+    "--chat is no setting", "cli/generate.py",
+    '    "chat": _CHAT.value,\n', "", f"{FILE} templates",
+  ),
+  _break(
+    "--enable_thinking is no setting", "cli/generate.py",
+    '    "enable_thinking": shared.ENABLE_THINKING.value,\n', "",
+    f"{FILE} templates",
+  ),
+  _break(
+    "--threshold=none is auto", "cli/flags.py",
+    'if text.lower() == "none":\n    return None',
+    'if text.lower() == "none":\n    return "auto"', f"{FLAGS} threshold",
+  ),
+  _break(
+    "/mode forgets --block_length", "cli/flags.py",
+    "block_length=BLOCK_LENGTH.value,", "block_length=None,",
+    f"{FLAGS} run_config",
+  ),
+  _break(
+    "--batch_size=1 is too small", "cli/flags.py",
+    "if BATCH_SIZE.value < 1:", "if BATCH_SIZE.value < 2:",
+    f"{FLAGS} defaults",
+  ),
+  _break(
+    "--max_length=1 is too small", "cli/flags.py",
+    "if value is not None and value < 1:", "if value is not None and value < 2:",
+    f"{FLAGS} defaults",
+  ),
+  _break(
+    "a flag wins over a line", "cli/jobs.py",
+    "row = dataclasses.replace(self.row, **own)",
+    "row = dataclasses.replace(self.row)", f"{FLAGS} precedence",
+  ),
+  _break(
+    "exit code 0 with errors", "cli/run_job.py",
+    "return 3 if errors else 0", "return 0", f"{FILE} order",
+  ),
+  _break(
+    "errors stand before all results", "cli/run_job.py",
+    "      for item in items:",
+    "      for item in sorted(items, key=lambda i: isinstance(i, Task)):",
+    f"{FILE} order",
+  ),
+  _break(
+    "tokens per forward of batches", "cli/progress.py",
+    "self._passes += output.nfe", "self._passes += 1", f"{FLAGS} summary",
+  ),
+  _break(
+    "a flag that does not parse is 1", "cli/main.py",
+    'print(f"error: {e}; --help lists the flags.", file=sys.stderr)\n'
+    "      sys.exit(2)",
+    'print(f"error: {e}; --help lists the flags.", file=sys.stderr)\n'
+    "      sys.exit(1)", "tests/cli/test_generate.py do_not_parse",
+  ),
+  _break(
+    "a lost exception goes on for ever", "signals.py",
+    "      os._exit(128 + number)\n", "", f"{SIGNALS} lost",
+  ),
+  _break(
+    "SIGTERM has the code of Ctrl-C", "signals.py",
+    "  sys.exit(128 + number)", "  sys.exit(130)", f"{SIGNALS} lost",
+  ),
+  _break(
+    "a command's own handler is overruled", "signals.py",
+    "if signal.getsignal(number) in (_leave, signal.default_int_handler):",
+    "if True:", f"{SIGNALS} own",
+  ),
+  _break(
+    "null is a value in a batch", "cli/openai_lines.py",
+    "  return {k: v for k, v in given.items() if v is not None}",
+    "  return given", f"{BATCH} absent",
+  ),
+  _break(
+    "a refusal in a batch is a 200", "cli/openai_lines.py",
+    '_line(line, name, 400, {"error"', '_line(line, name, 200, {"error"',
+    f"{BATCH} method",
+  ),
+  _break(
+    "two limits, the second is lost", "cli/openai_lines.py",
+    "if len(most) == 2 and most[0] != most[1]:", "if len(most) == 3:",
+    f"{BATCH} 400",
+  ),
+  _break(
+    "--chat makes completions chats", "cli/jobs.py",
+    "task = dataclasses.replace(self, chat=False).task(", "task = self.task(",
+    f"{BATCH} absent",
+  ),
+  _break(
+    "a batch's stop is dropped", "cli/openai_lines.py",
+    '_SAME = ("temperature", "top_p", "seed", "stop")',
+    '_SAME = ("temperature", "top_p", "seed")', f"{BATCH} stop_ends",
+  ),
+  _break(
+    "bytes are sent as they are", "cli/conversation.py",
+    "if not is_text(line):", 'if line == "":',
+    "tests/cli/test_chat.py pipe",
+  ),
+)  # fmt: skip
