@@ -277,9 +277,9 @@ def generate(
     len(prompts) and isinstance(prompts[0], (int, np.integer, dict))
   ):
     many = [prompts]
+  row = finish_row(model.tokenizer, row)
   ids = [prepare(model, p, row) for p in many]
-  rows = [finish_row(model.tokenizer, row)] * len(ids)
-  return list(generate_rows(model, config, ids, rows, batch_size))
+  return list(generate_rows(model, config, ids, [row] * len(ids), batch_size))
 
 
 def generate_rows(

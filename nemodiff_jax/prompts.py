@@ -48,13 +48,25 @@ def encode_prompt(
 
 
 def finish_row(tokenizer: Tokenizer | None, row: RowSettings) -> RowSettings:
-  """Fills in the end-of-thinking token of a row with a thinking budget.
+  """Fills in what a row needs of the tokenizer.
+
+  That is the end-of-thinking token of a thinking budget, and the ids of stop
+  strings that are special tokens: those never show in a text.
 
   Raises:
     UserError: the tokenizer has none; or stop strings without a tokenizer.
   """
   if row.stop and tokenizer is None:
     raise UserError("stop strings need a tokenizer; use stop_token_ids.")
+  if row.stop and tokenizer is not None:
+    ids = {s: _special_id(tokenizer, s) for s in row.stop}
+    row = dataclasses.replace(
+      row,
+      stop=[s for s in row.stop if ids[s] is None],
+      stop_token_ids=[
+        *row.stop_token_ids, *(i for i in ids.values() if i is not None)
+      ],
+    )  # fmt: skip
   if row.max_thinking_tokens is None or row.end_think_token_id is not None:
     return row
   token = None if tokenizer is None else tokenizer.id_of(END_THINK)
@@ -64,6 +76,14 @@ def finish_row(tokenizer: Tokenizer | None, row: RowSettings) -> RowSettings:
       " lacks; give end_think_token_id."
     )
   return dataclasses.replace(row, end_think_token_id=token)
+
+
+def _special_id(tokenizer: Tokenizer, text: str) -> int | None:
+  """Id of the special token of this name, None where it is text."""
+  token = tokenizer.id_of(text)
+  # Twice: a decoder may take the space off the first token.
+  shown = token is None or tokenizer.decode([token, token])
+  return None if shown else token
 
 
 def _sized(prompt: Any) -> Any:

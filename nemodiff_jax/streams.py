@@ -34,8 +34,8 @@ def stream(
     UserError: as for `generate`; or the checkpoint has no tokenizer.
   """
   row, config = split_settings(model, mode, settings)
-  ids = prepare(model, prompt, row)
   row = finish_row(model.tokenizer, row)
+  ids = prepare(model, prompt, row)
   for item in watch(model, config, ids, row):
     if isinstance(item, (str, DecodeOutput)):
       yield item

@@ -11,7 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from nemodiff_jax.decode.prefill import MODE
-from nemodiff_jax.decode.state import STOPPED, Decoder, DecodeState, Weights
+from nemodiff_jax.decode.state import (
+  RUNNING,
+  STOPPED,
+  Decoder,
+  DecodeState,
+  Weights,
+)
 from nemodiff_jax.nn import xla
 from nemodiff_jax.text.stream import TextStream
 
@@ -85,6 +91,8 @@ def _tell(
       told[row] += 1
       if stream.push(token):
         kept[row], hit[row] = told[row], True
+    if status[row] != RUNNING:
+      stream.close()
   return _end(state, kept, hit) if hit.any() else state
 
 

@@ -173,12 +173,9 @@ class Moment:
   def results(self, rows: int | None = None) -> list[DecodedIds]:
     """What is known; a row that has not ended shows 'length'."""
     done = _results(self.config, self.state, self.settings)[:rows]
-    ended = jax.device_get(~self.state.running)
     return [
-      r
-      if text is None
-      else dataclasses.replace(r, text=text.close() if end else text.text)
-      for r, text, end in zip(done, self.texts, ended, strict=False)
+      r if text is None else dataclasses.replace(r, text=text.text)
+      for r, text in zip(done, self.texts, strict=False)
     ]
 
 

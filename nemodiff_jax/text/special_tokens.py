@@ -17,6 +17,9 @@ CONFIG, MAP, ADDED = (
   "special_tokens_map.json",
   "added_tokens.json",
 )
+_STANDARD = [
+  f"{x}_token" for x in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+]
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -118,14 +121,20 @@ def read_object(path: Path) -> dict[str, Any]:
 def _named(
   path: Path, given: Mapping[str, Any]
 ) -> Iterator[tuple[str, AddedToken]]:
-  """(name, token) of every special token; '' for those without a name."""
-  for name, value in given.items():
-    if name in _EXTRA and isinstance(value, dict):
-      yield from ((n, _token(path, t)) for n, t in value.items())
-    elif name in _EXTRA and isinstance(value, list):
-      yield from (("", _token(path, t)) for t in value)
-    elif name.endswith("_token") and isinstance(value, (str, dict)):
+  """(name, token) of every special token; '' for those without a name.
+
+  In the order in which those without an id get one.
+  """
+  for name in dict.fromkeys((*_STANDARD, *given)):
+    value = given.get(name)
+    if name.endswith("_token") and isinstance(value, (str, dict)):
       yield name, _token(path, value)
+  for name in _EXTRA:
+    value = given.get(name)
+    if isinstance(value, dict):
+      yield from ((n, _token(path, t)) for n, t in value.items())
+    elif isinstance(value, list):
+      yield from (("", _token(path, t)) for t in value)
 
 
 def _token(path: Path, given: Any, at: int | None = None) -> AddedToken:

@@ -12,6 +12,8 @@ from nemodiff_jax.text.tokenizer import Tokenizer
 
 MAX_STOPS = 16
 _BROKEN = "\ufffd"  # What a decoder shows for bytes that are no character yet.
+# Some decoders break a whole run of byte tokens if its end is no character.
+_LAST_BYTE = "<0xFF>"
 
 
 class TextStream:
@@ -27,42 +29,72 @@ class TextStream:
     self.text = ""
     self._tokenizer = tokenizer
     self._stops = tuple(stops)
+    probe = tokenizer.id_of(_LAST_BYTE)
+    self._probe = [] if probe is None else [probe]
     self._ids: list[int] = []
     self._window = 0  # Tokens from here on are decoded together.
     self._known = 0  # Tokens whose text is in _buffer.
     self._buffer = ""  # All decoded text, held back or not.
+    self._closed = False
 
   def push(self, token: int) -> bool:
     """Adds a token; returns whether it completes a stop string."""
     if self.stopped:
       return True
     self._ids.append(token)
-    before = self._tokenizer.decode(self._ids[self._window : self._known])
-    now = self._tokenizer.decode(self._ids[self._window :])
-    if now.endswith(_BROKEN) or len(now) < len(before):
+    decode = self._tokenizer.decode
+    before = decode(self._ids[self._window : self._known])
+    now = decode(self._ids[self._window :])
+    if not now.startswith(before):
       return False
-    self._window, self._known = self._known, len(self._ids)
-    return self._add(now[len(before) :])
+    new = now[len(before) :]
+    if not self._certain(now):  # A whole stop string in it ends it as it is.
+      return self._find_stop(new.rstrip(_BROKEN))
+    # Decoders take a space off the first token that has a text: the window
+    # begins with one that has some left.
+    if decode(self._ids[self._known :]):
+      self._window = self._known
+    self._known = len(self._ids)
+    return self._add(new)
 
   def close(self) -> str:
-    """Ends the stream: nothing is held back any more. Returns the text."""
-    if not self.stopped:
+    """Ends the stream: nothing is held back any more. Returns the text.
+
+    A closed stream stays as it is.
+    """
+    if not self.stopped and not self._closed:
+      self._closed = True
       before = self._tokenizer.decode(self._ids[self._window : self._known])
       rest = self._tokenizer.decode(self._ids[self._window :])
       if not self._add(rest[len(before) :]):
         self.text = self._buffer
     return self.text
 
-  def _add(self, new: str) -> bool:
-    start = max(0, len(self._buffer) - max(map(len, self._stops), default=0))
-    self._buffer += new
-    found = [self._buffer.find(s, start) for s in self._stops]
-    if any(f >= 0 for f in found):
-      self.stopped = True
-      self.text = self._buffer[: min(f for f in found if f >= 0)]
+  def _certain(self, now: str) -> bool:
+    """Whether no further token can change this end of the text."""
+    if now.endswith(_BROKEN):
+      return False
+    if not self._probe:
       return True
+    more = self._tokenizer.decode(self._ids[self._window :] + self._probe)
+    return more.startswith(now)
+
+  def _add(self, new: str) -> bool:
+    if self._find_stop(new):
+      return True
+    self._buffer += new
     self.text = self._buffer[: len(self._buffer) - self._held()]
     return False
+
+  def _find_stop(self, new: str) -> bool:
+    """Ends the text before the first stop string, if there is one."""
+    start = max(0, len(self._buffer) - max(map(len, self._stops), default=0))
+    whole = self._buffer + new
+    found = [at for s in self._stops if (at := whole.find(s, start)) >= 0]
+    if found:
+      self.stopped = True
+      self.text = whole[: min(found)]
+    return bool(found)
 
   def _held(self) -> int:
     """Length of the longest end that may begin a stop string."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from nemodiff_jax.text.special_tokens import Named
 
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+
 
 class JsonTokenizer:
   """tokenizer.json; its post-processor decides about BOS."""
@@ -39,8 +41,11 @@ class JsonTokenizer:
     typed.encode_special_tokens = True  # As text. Pickling forgets it.
     found = typed.encode(text)
     added = found.special_tokens_mask
+    if all(added):  # No text: what is put in front of any.
+      found = typed.encode("a")
+      return found.ids[: found.special_tokens_mask.index(0)]
     end = len(added)
-    while end and added[end - 1] and not all(added[:end]):
+    while added[end - 1]:
       end -= 1
     return found.ids[:end]
 
@@ -67,22 +72,17 @@ class JsonTokenizer:
       t.content: t for t in self._rendered.get_added_tokens_decoder().values()
     }
     for token in named.tokens:
+      flags = {f: getattr(token, f) for f in _FLAGS}
+      if flags["normalized"] is None:
+        flags["normalized"] = not token.special
       have = known.get(token.content)
-      if have is not None and (have.special or not token.special):
-        continue
-      made = tokenizers.AddedToken(
-        token.content,
-        special=token.special,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        single_word=token.single_word,
-        normalized=not token.special
-        if token.normalized is None
-        else token.normalized,
-      )
-      add = (
-        self._rendered.add_special_tokens
-        if token.special
-        else self._rendered.add_tokens
-      )
-      add([made])
+      if have is not None:
+        if token.id is None and have.special:
+          continue  # Only its name is told.
+        if all(getattr(have, f) == flags[f] for f in _FLAGS):
+          continue
+      made = tokenizers.AddedToken(token.content, **flags)
+      if token.special:
+        self._rendered.add_special_tokens([made])
+      else:
+        self._rendered.add_tokens([made])
