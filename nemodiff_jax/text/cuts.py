@@ -32,13 +32,15 @@ class Cuts:
     if at < len(text):
       yield at, len(text), None
 
+  def apart(self, text: str) -> list[str]:
+    """The text in parts, cut inside of every token: none is whole."""
+    places = [start + 1 for start, _, i in self.cut(text) if i is not None]
+    ends = [*places, len(text)]
+    return [text[a:b] for a, b in zip([0, *places], ends, strict=True)]
+
 
 def _pattern(token: AddedToken) -> str:
-  edge = r"(?<!\w)" if token.single_word else ""
-  return (
-    (r"\s*" if token.lstrip else "")
-    + edge
-    + re.escape(token.content)
-    + edge.replace("<", "")
-    + (r"\s*" if token.rstrip else "")
-  )
+  name = re.escape(token.content)
+  if token.single_word:
+    name = rf"(?<!\w){name}(?!\w)"
+  return r"\s*" * token.lstrip + name + r"\s*" * token.rstrip

@@ -33,19 +33,47 @@ class SentencePieceTokenizer:
     self._all = Cuts(tokens, self._added)
     self._plain = Cuts((t for t in tokens if not t.special), self._added)
     self._shown = {i: name for name, i in self._plain.ids.items()}
-    self._special = set(self._added.values()) - set(self._shown)
+    unknown = self._model.unk_id()  # It shows as the model says.
+    self._special = set(self._added.values()) - {*self._shown, unknown}
+    # What the model itself matches whole, though it is special.
+    self._matched = Cuts(
+      (
+        AddedToken(name)
+        for name, i in self._added.items()
+        if i in self._special and i in self._model.encode(name)
+      ),
+      self._added,
+    )
     bos = named.config.get("add_bos_token", True) and self._model.bos_id() >= 0
     self._bos = [self._model.bos_id()] if bos else []
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text."""
-    return self._bos + self._encode(self._plain, text)[0]
+    ids = list(self._bos)
+    for start, end, token in self._plain.cut(text):
+      if token is not None:
+        ids.append(token)
+        continue
+      first, *others = self._matched.apart(text[start:end])
+      ids += self._piece(first, start == 0)[0]
+      for part in others:
+        ids += self._bare.encode(part)
+    return ids
 
   def encode_rendered(
     self, text: str
   ) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids and offsets of a text with control tokens in it."""
-    return self._encode(self._all, text)
+    ids, offsets = [], []
+    for start, end, token in self._all.cut(text):
+      if token is not None:
+        ids.append(token)
+        offsets.append((start, end))
+        continue
+      found, spans = self._piece(text[start:end], start == 0)
+      ids += found
+      offsets += [(start + a, start + b) for a, b in spans]
+    return ids, offsets
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids."""
@@ -60,57 +88,49 @@ class SentencePieceTokenizer:
 
   def _tokens(self, named: Named) -> tuple[list[AddedToken], dict[str, int]]:
     """Control pieces and the tokens named beside the model, with their ids."""
-    pieces = map(self._model.id_to_piece, range(self._size))
-    ids = {p: i for i, p in enumerate(pieces) if self._model.is_control(i)}
+    model = self._model
+    control = lambda i: model.is_control(i) or model.is_unknown(i)
+    ids = {model.id_to_piece(i): i for i in range(self._size) if control(i)}
     tokens = {name: AddedToken(name) for name in ids}
     free = max([self._size, *(t.id + 1 for t in named.tokens if t.id)])
     for token in named.tokens:
-      tokens[token.content] = token
+      name = token.content
+      tokens[name] = token
       at = token.id
       if at is None:
-        known = self._model.piece_to_id(token.content)
-        unknown = known == self._model.unk_id()
-        named_so = self._model.id_to_piece(known) == token.content
-        at = ids.get(token.content, free if unknown and not named_so else known)
+        known = model.piece_to_id(name)
+        at = known if model.id_to_piece(known) == name else free
         free += at == free
-      ids[token.content] = at
+      ids[name] = at
     return list(tokens.values()), ids
-
-  def _encode(
-    self, cuts: Cuts, text: str
-  ) -> tuple[list[int], list[tuple[int, int]]]:
-    ids, offsets = [], []
-    for start, end, token in cuts.cut(text):
-      if token is not None:
-        ids.append(token)
-        offsets.append((start, end))
-        continue
-      found, spans = self._piece(text[start:end], start == 0)
-      ids += found
-      offsets += [(start + a, start + b) for a, b in spans]
-    return ids, offsets
 
   def _piece(self, text: str, first: bool) -> tuple[list[int], list[Any]]:
     """Ids and offsets of a text without tokens that are matched whole."""
-    if self._prefix and self._legacy:
-      found = self._model.encode(text, return_type="offset_mapping")
-      return found["ids"], found["offsets"]
-    space = int(self._prefix and first and not text.startswith(" "))
-    found = self._bare.encode(" " * space + text, return_type="offset_mapping")
-    return found["ids"], [
+    model, space = self._model, 0
+    if not (self._prefix and self._legacy):
+      model = self._bare
+      space = int(self._prefix and first and not text.startswith((" ", "▁")))
+    found = model.encode(" " * space + text, return_type="offset_mapping")
+    spans = [
       (max(a - space, 0), max(b - space, 0)) for a, b in found["offsets"]
     ]
+    for i in range(len(spans) - 2, -1, -1):  # Bytes of one character share it.
+      a, b = spans[i]
+      if a == b == spans[i + 1][0]:
+        spans[i] = a, spans[i + 1][1]
+    return found["ids"], spans
 
   def _texts(self, ids: Sequence[int]) -> Iterator[str]:
-    """Texts of the parts between added tokens that are shown, and of those."""
-    run: list[int] = []
+    """Texts of added tokens that are shown, and of the parts between them.
+
+    The space before a text is taken off the first part alone.
+    """
+    model, run = self._model, []
     for i in ids:
-      if i in self._special or not (i in self._shown or 0 <= i < self._size):
-        continue
-      if i not in self._shown:
+      if i in self._shown:
+        yield model.decode(run)
+        yield self._shown[i]
+        model, run = self._bare, []
+      elif 0 <= i < self._size and i not in self._special:
         run.append(i)
-        continue
-      yield self._model.decode(run)
-      yield self._shown[i]
-      run = []
-    yield self._model.decode(run)
+    yield model.decode(run)

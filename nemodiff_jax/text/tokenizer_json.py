@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemodiff_jax.text.special_tokens import Named
+from nemodiff_jax.text.cuts import Cuts
+from nemodiff_jax.text.special_tokens import AddedToken, Named
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
@@ -26,6 +27,12 @@ class JsonTokenizer:
     untyped.post_processor = None  # It would cut spaces off the offsets.
 
   @functools.cached_property
+  def _special(self) -> Cuts:
+    added = self._rendered.get_added_tokens_decoder()
+    ids = {t.content: i for i, t in added.items() if t.special}
+    return Cuts(map(AddedToken, ids), ids)
+
+  @functools.cached_property
   def _typed(self) -> Any:
     """The same with the post-processor, for what a person typed."""
     import tokenizers
@@ -44,10 +51,14 @@ class JsonTokenizer:
     if all(added):  # No text: what is put in front of any.
       found = typed.encode("a")
       return found.ids[: found.special_tokens_mask.index(0)]
-    end = len(added)
-    while added[end - 1]:
-      end -= 1
-    return found.ids[:end]
+    front = added.index(0)
+    ids = [i for i, more in zip(found.ids, added, strict=True) if not more]
+    written = {i for _, _, i in self._special.cut(text)}
+    if not written.isdisjoint(ids):  # The model itself has them as pieces.
+      parts = self._special.apart(text)
+      alone = [typed.encode(p, add_special_tokens=False).ids for p in parts]
+      ids = [i for part in alone for i in part]
+    return [*found.ids[:front], *ids]
 
   def encode_rendered(
     self, text: str
