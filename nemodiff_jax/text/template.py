@@ -15,7 +15,9 @@ from nemodiff_jax.text.messages import (
   with_contents,
 )
 
-_PROBE = "nemodiff-probe"  # Stands for a text, to see if it is shown.
+# Stand for a text and for a list of parts, to see if a template shows them.
+_PROBE = "7305912846"  # Digits are the same in capitals.
+_PARTS = [{"type": "text", "text": _PROBE}]
 
 
 class ChatTemplate:
@@ -80,9 +82,12 @@ class ChatTemplate:
 
     said = plain_messages(messages, developer="developer" in source)
     if any(not isinstance(m["content"], str) for m in said):
-      said = _as_read(run, said, with_contents, _part_probe, joined)
+      probe = with_contents(said, lambda _: _PARTS)
+      if not _shows(run, with_arguments(probe, parsed)):
+        said = with_contents(said, joined)
     if any(m.get("tool_calls") for m in said):
-      said = _as_read(run, said, with_arguments, lambda _: _PROBE, parsed)
+      if not _shows(run, with_arguments(said, lambda _: _PROBE)):
+        said = with_arguments(said, parsed)
     return run(said)
 
   def _source(self, tools: bool) -> str:
@@ -103,26 +108,14 @@ def _compiled(source: str) -> Any:
   return environment().from_string(source)
 
 
-def _as_read(
-  run: Callable[[list[Message]], str],
-  said: list[Message],
-  change_all: Callable[[list[Message], Any], list[Message]],
-  probe: Callable[[Any], Any],
-  other: Callable[[Any], Any],
-) -> list[Message]:
-  """Messages as they are if the template shows such values, else changed."""
+def _shows(run: Callable[[list[Message]], str], said: list[Message]) -> bool:
+  """Whether the template shows what stands for a value as a value."""
   try:
-    shown = run(change_all(said, probe))
+    shown = run(said)
   except UserError:
-    return change_all(said, other)
-  as_python = f"'{_PROBE}'"  # A list that was printed, not read.
-  if _PROBE in shown and as_python not in shown:
-    return said
-  return change_all(said, other)
-
-
-def _part_probe(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  return [{"type": "text", "text": _PROBE}]
+    return False
+  # A list that is printed as Python prints it has not been read.
+  return _PROBE in shown and str(_PARTS) not in shown
 
 
 def _reason(error: Exception) -> str:

@@ -127,7 +127,10 @@ TOOLS = [
     "function": {
       "name": "get_weather",
       "description": "Weather & <wind> of a city",
-      "parameters": {"type": "object", "properties": {"stadt": {"type": "string"}}},
+      "parameters": {
+        "type": "object",
+        "properties": {"stadt": {"type": "string"}},
+      },
     },
   }
 ]
@@ -195,7 +198,9 @@ def main() -> None:
         rows.append([name, at, None, str(e)])
       else:
         year = str(datetime.date.today().year)
-        text = texts[0].replace(year, "YEAR") if name == "the year" else texts[0]
+        text = (
+          texts[0].replace(year, "YEAR") if name == "the year" else texts[0]
+        )
         rows.append([name, at, text, None])
   content = {
     "made": f"transformers {transformers.__version__}",
