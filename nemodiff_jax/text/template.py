@@ -68,7 +68,8 @@ class ChatTemplate:
     tools = variables.get("tools")
     source = self._source(tools is not None)
     given = {
-      **{"tools": None, "documents": None},
+      "tools": None,
+      "documents": None,
       **self.tokens,
       "add_generation_prompt": generation,
       **variables,
