@@ -1,5 +1,5 @@
 """Breaks of decoding, texts, files and jobs; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation, jobs
+from benchmarks.mutants import Mutation, checkpoints, jobs
 
-MUTATIONS: tuple[Mutation, ...] = (*jobs.MUTATIONS,)
+MUTATIONS: tuple[Mutation, ...] = (*checkpoints.MUTATIONS, *jobs.MUTATIONS)

@@ -1,1 +1,1 @@
-"""Loading: a folder, a hub name or the embedded checkpoint; memory checks."""
+"""Checkpoints: found by name, read, and checked as they are read."""

@@ -134,7 +134,7 @@ def read_index(index: Path) -> dict[str, str]:
     UserError: it cannot be read, or names something else than files.
   """
   try:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
     return {name: bare_name(file) for name, file in weight_map.items()}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"{index}: expected JSON with a weight_map ({e}).") from e

@@ -69,18 +69,30 @@ def test_a_row_ends_at_the_second_stop_id(checkpoint):
 @pytest.mark.parametrize(
   ("generation", "message"),
   [
-    ("{", "generation_config.json: expected JSON"),
-    ("[" * 100000, "generation_config.json: expected JSON"),
-    ("[2]", "generation_config.json: expected a JSON object"),
-    ({"eos_token_id": "2"}, "should lie in the vocabulary of 97, got '2'"),
-    ({"eos_token_id": [2, 97]}, "should lie in the vocabulary of 97, got 97"),
-    ({"eos_token_id": -1}, "should lie in the vocabulary of 97, got -1"),
-    ({"eos_token_id": True}, "should lie in the vocabulary of 97, got True"),
+    ("{", "expected JSON"),
+    ("[" * 100000, "expected JSON"),
+    ("[2]", "expected a JSON object"),
+    (
+      {"eos_token_id": "2"},
+      "eos_token_id should lie in the vocabulary of 97, got '2'",
+    ),
+    (
+      {"eos_token_id": [2, 97]},
+      "eos_token_id should lie in the vocabulary of 97, got 97",
+    ),
+    (
+      {"eos_token_id": -1},
+      "eos_token_id should lie in the vocabulary of 97, got -1",
+    ),
+    (
+      {"eos_token_id": True},
+      "eos_token_id should lie in the vocabulary of 97, got True",
+    ),
     ({"eos_token_id": [2, 5]}, "eos_token_id 5 is the mask_token_id of conf"),
   ],
 )
 def test_stop_ids_that_cannot_be(checkpoint, generation, message):
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=f"generation_config.json: {message}"):
     open_checkpoint(str(checkpoint(generation)))
 
 
