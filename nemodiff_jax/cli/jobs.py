@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -170,7 +171,7 @@ class Reader:
 def _open(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
   if path == "-":
     return contextlib.nullcontext(sys.stdin.buffer)
-  return open(path, "rb")
+  return open(os.path.expanduser(path), "rb")
 
 
 def _id(given: dict[str, Any], line: int) -> Id:

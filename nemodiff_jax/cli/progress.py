@@ -48,7 +48,7 @@ class Progress:
     )
 
   def _counts(self) -> str:
-    seconds = time.monotonic() - self._begun
+    seconds = time.monotonic() - self._begun or 1e-9  # Of a coarse clock.
     return (
       f"{self._prompts} prompts, {self._tokens} tokens in {seconds:.1f} s:"
       f" {self._tokens / seconds:.1f} tok/s"

@@ -53,6 +53,7 @@ class Writer:
       return
     if not path:
       raise UserError("output should name a file, got ''.")
+    path = os.path.expanduser(path)
     # Devices and pipes hold nothing to go on from.
     regular = not os.path.exists(path) or os.path.isfile(path)
     try:

@@ -1,7 +1,7 @@
 """Traces of one prompt: JSON, a page to look at, or live in the terminal."""
 
 import importlib.resources
-import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.generate import Moment
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.jsonl import dump_line
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 MIN_COLUMNS = 24
@@ -56,13 +57,14 @@ def show(
     _live(model, entries)
     return outputs[0]
   try:
-    file = open(path, "w", encoding="utf-8")
+    file = open(os.path.expanduser(path), "w", encoding="utf-8")
   except OSError as e:
     raise UserError(f"trace {path!r} cannot be written: {e}.") from e
   with file:
     passes = list(entries)
-    text = json.dumps(_content(model, config, prompt, passes, outputs[0]))
-    file.write(_page(text) if path.endswith(".html") else text + "\n")
+    content = _content(model, config, prompt, passes, outputs[0])
+    text = dump_line(content).decode()
+    file.write(_page(text) if path.endswith(".html") else text)
   print(outputs[0].text)
   return outputs[0]
 

@@ -104,6 +104,12 @@ def test_standard_input(run, job, monkeypatch, capsys):
   assert code == 0 and out == expected
 
 
+def test_a_home_folder_is_found(run, job, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert run("--prompts_file=~/in.jsonl", "--output=~/out.jsonl")[0] == 0
+  assert len(read(tmp_path / "out.jsonl")) == 5
+
+
 def test_a_compressed_file_is_named(run, tmp_path):
   path = tmp_path / "in.jsonl.gz"
   path.write_bytes(b"\x1f\x8b\x08\x00")
