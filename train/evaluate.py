@@ -1,7 +1,7 @@
 """Decodes held-out questions with the model as it is, in every mode."""
 
 import dataclasses
-import json
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import jsonl
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params, Transformer
 from train import arithmetic
+from train.sources import family_shares
 from train.stack import unstack_layers
 from train.start import Start
 
@@ -40,28 +42,34 @@ def load_questions(c: ml_collections.ConfigDict) -> list[Question]:
   Raises:
     UserError: a file or line that cannot be used.
   """
-  if c.source == "arithmetic":
+  if (shares := family_shares(c.source)) is not None:
     return [
       Question([{"role": "user", "content": question}], answer)
-      for family in arithmetic.FAMILIES
+      for family in shares
+      if family in arithmetic.HELD_OUT
       for question, _, answer in arithmetic.held_out(family, c.questions)
     ]
-  questions, path = [], Path(c.source)
+  path = Path(c.source).expanduser()
   try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except (OSError, ValueError) as e:
+    with path.open("rb") as file:
+      lines = list(itertools.islice(jsonl.read_lines(file), c.questions))
+  except (OSError, UserError) as e:
     raise UserError(f"config.eval.source: {path} cannot be read ({e}).") from e
-  for number, line in enumerate(lines[: c.questions], 1):
-    try:
-      record = json.loads(line)
-      prompt = record.get("messages") or record["prompt"]
-      questions.append(Question(prompt, str(record["answer"])))
-    except (ValueError, KeyError, AttributeError) as e:
-      raise UserError(
-        f"{path}:{number}: expected JSON with messages (or prompt) and answer"
-        f" ({e!r})."
-      ) from e
-  return questions
+  if not lines:
+    raise UserError(f"config.eval.source: {path} holds no question.")
+  return [_question(path, line) for line in lines]
+
+
+def _question(path: Path, line: jsonl.Line) -> Question:
+  record = line.value
+  prompt = record.get("messages") or record.get("prompt")
+  if line.error is not None or not prompt or "answer" not in record:
+    why = line.error or f"found {sorted(record)}"
+    raise UserError(
+      f"{path}:{line.number}: expected JSON with messages (or prompt) and"
+      f" answer ({why})."
+    )
+  return Question(prompt, str(record["answer"]))
 
 
 def decoding_model(

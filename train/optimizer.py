@@ -40,7 +40,7 @@ def schedule(c: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
 def make_optimizer(
   c: ml_collections.ConfigDict, steps: int, params: Params
 ) -> optax.GradientTransformation:
-  """AdamW, or muon on the layers' matrices and Adam elsewhere.
+  """AdamW; or muon on the layers' matrices and Adam (Nesterov's) elsewhere.
 
   Norms are never decayed. Gradients are clipped to a global norm first.
   """
@@ -59,15 +59,30 @@ def make_optimizer(
       adam_b1=c.b1,
       adam_b2=c.b2,
       eps=c.eps,
-      weight_decay=c.weight_decay,
-      weight_decay_mask=decayed,
       muon_weight_dimension_numbers=kinds,
     )
+    # Optax's own decay leaves out what Adam trains.
+    inner = optax.chain(inner, _decay(rate, c.weight_decay, decayed))
   else:
     inner = optax.adamw(
       rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=decayed
     )
   return optax.chain(optax.clip_by_global_norm(c.clip), inner)
+
+
+def _decay(
+  rate: optax.Schedule, size: float, decayed: Any
+) -> optax.GradientTransformation:
+  """Takes rate * size of each decayed parameter off it."""
+
+  def update(updates, count, params):
+    share = rate(count) * size
+    less = lambda u, p, here: u - share * p if here else u
+    return jax.tree.map(less, updates, params, decayed), count + 1
+
+  return optax.GradientTransformation(
+    lambda params: jnp.zeros((), jnp.int32), update
+  )
 
 
 def _map(params: Params, make) -> Any:

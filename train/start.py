@@ -163,7 +163,8 @@ def _host() -> jax.Device | None:
 
 def _make_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
   """config.json, a tokenizer and a template for arithmetic."""
-  texts = Arithmetic(config.seed)
+  shares = family_shares(config.data.source) or {}
+  texts = Arithmetic(config.seed, shares)
   lines = (m["content"] for i in range(4000) for m in texts[i]["messages"])
   tokens = train_tokenizer(folder, lines, config.model.vocab_size)
   (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
