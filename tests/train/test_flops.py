@@ -16,14 +16,14 @@ from train.losses import attended
 
 
 def test_operations_of_a_step_by_hand():
-  """One layer of width 4: 2 query heads and 1 key head of 3, ffn 5, V 7."""
+  """One layer of width 4: 2 query heads and 1 key head of 4, ffn 5, V 7."""
   config = ModelConfig(
     vocab_size=7, hidden_size=4, intermediate_size=5, num_layers=1,
-    num_heads=2, num_kv_heads=1, head_dim=3, max_positions=8,
+    num_heads=2, num_kv_heads=1, head_dim=4, max_positions=8,
     rope=RopeConfig(theta=1e4),
   )  # fmt: skip
-  weights = 4 * 6 + 4 * 3 + 4 * 3 + 6 * 4 + 3 * 4 * 5 + 4 * 7
-  forward = 2 * weights * 10 + 2 * (2 * 2 * 3) * 55
+  weights = 4 * 8 + 4 * 4 + 4 * 4 + 8 * 4 + 3 * 4 * 5 + 4 * 7
+  forward = 2 * weights * 10 + 2 * (2 * 2 * 4) * 55
   assert flops.model_operations(config, 10, 55) == 3 * forward
 
 
