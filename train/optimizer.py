@@ -75,10 +75,10 @@ def _decay(
 ) -> optax.GradientTransformation:
   """Takes rate * size of each decayed parameter off it."""
 
-  def update(updates, count, params):
-    share = rate(count) * size
+  def update(updates: Any, state: Any, params: Any = None, **_: Any):
+    share = rate(state) * size  # The state is the count of steps.
     less = lambda u, p, here: u - share * p if here else u
-    return jax.tree.map(less, updates, params, decayed), count + 1
+    return jax.tree.map(less, updates, params, decayed), state + 1
 
   return optax.GradientTransformation(
     lambda params: jnp.zeros((), jnp.int32), update

@@ -36,7 +36,8 @@ def rows(tiny) -> Rows:
   for row, (second, prompt) in enumerate([(16, 0), (8, 3), (24, 11)]):
     start[row, second:] = second
     supervised[row, :prompt] = False
-    supervised[row, second : second + 2] = False
+    if row:  # In the first row a document is learned from its first token on.
+      supervised[row, second : second + 2] = False
     supervised[row, -3:] = False
   return Rows(
     tokens=jnp.asarray(tokens, jnp.int32),

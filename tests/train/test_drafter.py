@@ -1,15 +1,19 @@
 """The drafter's loss against NumPy, its blocks against a dense verification."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.io.lora import load_lora
 from tests.train import dense
 from tests.train.conftest import BLOCK, LENGTH
-from train import drafter
+from train import drafter, loop
 from train.configs import tiny as config
 from train.corruption import Canvas, Corruption
 from train.export import export
@@ -193,8 +197,46 @@ def test_the_export_is_read_as_the_drafter(tiny, lora, tmp_path):
   for layer, (a, b) in zip(found, tiny.lora, strict=True):
     np.testing.assert_array_equal(layer.a, a.T)
     np.testing.assert_allclose(layer.b, b.T * (ALPHA / RANK), rtol=1e-6)
+  with safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+    kinds = {file.get_slice(name).get_dtype() for name in file.keys()}
+  assert kinds == {"BF16"}
   opened = open_checkpoint(str(tmp_path / "out"))
   assert opened.config == tiny.config and opened.tokenizer is not None
   kernel = opened.load_params()["layers_1"]["mlp"]["up_proj"]["kernel"]
   wanted = tiny.params["layers_1"]["mlp"]["up_proj"]["kernel"]
   np.testing.assert_allclose(kernel, wanted, rtol=1e-2)
+
+
+def test_an_export_replaces_a_checkpoint_as_a_whole(tiny, lora, tmp_path):
+  """No drafter of another run is left beside new weights."""
+  start = Start(tiny.config, open_checkpoint(None), False)
+  base = stack_layers(tiny.params, tiny.config.num_layers)
+  out = tmp_path / "out"
+  export(out, start, base, lora, ALPHA)
+  (out / "tekken.json").write_text("{}")  # Of another model.
+  export(out, start, base, None, ALPHA)
+  assert not (out / "linear_spec_lora").exists()
+  assert not (out / "tekken.json").exists()
+  (tmp_path / "notes").mkdir()
+  (tmp_path / "notes" / "diary.txt").write_text("dear")
+  with pytest.raises(UserError, match="notes: exists and is no checkpoint"):
+    export(tmp_path / "notes", start, base, None, ALPHA)
+
+
+def test_the_drafter_is_evaluated_at_its_scale(tiny, lora, monkeypatch):
+  """alpha / R = 2 of the configuration, on what decodes."""
+  c = config.get_config("drafter")
+  c.drafter.update({"rank": RANK, "alpha": ALPHA})
+  start = Start(tiny.config, open_checkpoint(None), False)
+  base = stack_layers(tiny.params, tiny.config.num_layers)
+  run = types.SimpleNamespace(config=c, start=start, drafts=True)
+  models = []
+  monkeypatch.setattr(
+    loop.evaluate,
+    "evaluate",
+    lambda model, *_: models.append(model) or ({}, ""),
+  )
+  loop._evaluate(run, types.SimpleNamespace(params=lora), base, [])
+  for layer, (a, b) in zip(models[0].weights.lora, tiny.lora, strict=True):
+    np.testing.assert_allclose(layer.a, a.T, rtol=1e-6)
+    np.testing.assert_allclose(layer.b, 2 * b.T, rtol=1e-6)

@@ -16,9 +16,8 @@ from train.step import Plan, _gradients, loss_joint, prepare_joint
 
 
 def plan_of(tiny, **changes) -> Plan:
-  joint = {
-    k: changes.pop(k) for k in ("count", "diffusion_weight") if k in changes
-  }
+  names = ("count", "diffusion_weight", "hard_weight")
+  joint = {k: changes.pop(k) for k in names if k in changes}
   given = {
     "stack": Stack(tiny.config, remat="none"),
     "joint": Joint(chunk=12, **joint),
@@ -32,8 +31,10 @@ def stacked(tiny):
   return stack_layers(tiny.params, tiny.config.num_layers)
 
 
-def prepared(plan, rows, step=0):
-  hard = jnp.zeros(plan.stack.config.vocab_size, bool)
+def prepared(plan, rows, step=0, heavy=()):
+  hard = jnp.isin(
+    jnp.arange(plan.stack.config.vocab_size), jnp.array(heavy, jnp.int32)
+  )
   make = jax.jit(lambda s, r: prepare_joint(plan, plan.key(s), r, hard))
   return make(jnp.int32(step), rows)
 
@@ -93,6 +94,20 @@ def test_other_counts_divide_by_what_they_name(tiny, rows, joint_run, count):
   expected = dense.joint(
     tiny.config, tiny.params, rows, noisy, BLOCK, count=count
   )
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", ["supervised", "joint"])
+def test_hard_tokens_weigh_alike_in_both_losses(tiny, rows, count):
+  """With equal cross entropies, their weight would change no mean."""
+  heavy = range(6, tiny.config.vocab_size, 3)
+  plan = plan_of(tiny, count=count, hard_weight=2.5)
+  part = prepared(plan, rows, heavy=tuple(heavy))
+  loss, _ = jax.jit(lambda p, x: loss_joint(plan, p, {}, x))(
+    stacked(tiny), part
+  )
+  args = tiny.config, tiny.params, rows, part[0][1], BLOCK
+  expected = dense.joint(*args, count=count, heavy=heavy)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
