@@ -168,7 +168,7 @@ def open_checkpoint(name: str | None) -> Checkpoint:
     config = from_hf(given)
   except UserError as e:
     raise UserError(f"{folder}: {e}") from e
-  except (TypeError, AttributeError, ValueError, OverflowError) as e:
+  except (TypeError, AttributeError, ValueError, ArithmeticError) as e:
     raise UserError(f"{path}: a value is of the wrong type ({e}).") from e
   ends = with_stop_ids(
     config.eos_ids, folder, config.vocab_size, config.mask_id

@@ -78,8 +78,8 @@ def check_keys(text: dict[str, Any], head_dim: int) -> None:
     if not isinstance(kinds, list) or not all(map(good, kinds)):
       _refuse(name, "full attention and RoPE in every layer", text[name])
   for name, wanted in (
-    ("attention_multiplier", head_dim**-0.5),
-    ("attn_scale", head_dim**-0.5),
+    ("attention_multiplier", head_dim and head_dim**-0.5),
+    ("attn_scale", head_dim and head_dim**-0.5),
     ("query_pre_attn_scalar", head_dim),
     ("rotary_dim", head_dim),
     ("qk_head_dim", head_dim),

@@ -47,7 +47,7 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
     _field(text, "num_attention_heads"),
     _field(text, "hidden_size"),
   )
-  head_dim = text.get("head_dim") or hidden // (heads or 1)
+  head_dim = _or(text, "head_dim", hidden // (heads or 1))
   check_keys(text, head_dim)
   return ModelConfig(
     vocab_size=_field(text, "vocab_size"),
@@ -55,7 +55,7 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
     intermediate_size=_field(text, "intermediate_size"),
     num_layers=_field(text, "num_hidden_layers"),
     num_heads=heads,
-    num_kv_heads=text.get("num_key_value_heads") or heads,
+    num_kv_heads=_or(text, "num_key_value_heads", heads),
     head_dim=head_dim,
     max_positions=_field(text, "max_position_embeddings"),
     rope=_rope(text),
@@ -74,7 +74,9 @@ def stop_ids(*parts: dict[str, Any]) -> tuple[int, ...]:
   for part in parts:
     value = part.get("eos_token_id")
     found += value if isinstance(value, list) else [value]
-  return tuple(dict.fromkeys(i for i in found if i is not None))
+  return tuple(  # Not by a set: what is no id may be unhashable.
+    x for n, x in enumerate(found) if x is not None and x not in found[:n]
+  )
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _rope(text: dict[str, Any]) -> RopeConfig:
   original = given.get("original_max_position_embeddings")
   if kind == "yarn":  # The older place of it wins, as in transformers.
     original = _or(text, "original_max_position_embeddings", original)
-  factor = _field(given, "factor") if kind == "yarn" else None
+  factor = float(_field(given, "factor")) if kind == "yarn" else None
   return RopeConfig(
     theta=float(theta),
     factor=factor,

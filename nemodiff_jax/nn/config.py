@@ -5,6 +5,7 @@ import math
 
 from nemodiff_jax.errors import UserError
 
+_MOST = 1e18  # More positions are no number of positions.
 MAX_LAYERS = 1000  # More is a damaged file, not a model.
 
 
@@ -48,7 +49,8 @@ class RopeConfig:
         "config.json: llama_4_scaling_beta should be 0 or positive, got"
         f" {self.query_scale}."
       )
-    if (self.factor is not None or self.query_scale) and self.original_max < 1:
+    scaled = self.factor is not None or self.query_scale
+    if scaled and not 1 <= self.original_max < _MOST:
       raise UserError(
         "config.json: rope_parameters.original_max_position_embeddings should"
         f" be positive with YaRN or a query scale, got {self.original_max}."
@@ -135,7 +137,7 @@ class ModelConfig:
     for name, token in named:
       if token is None:
         continue
-      if not isinstance(token, int) or not 0 <= token < self.vocab_size:
+      if type(token) is not int or not 0 <= token < self.vocab_size:
         raise UserError(
           f"config.json: {name} should lie in the vocabulary of"
           f" {self.vocab_size}, got {token!r}."

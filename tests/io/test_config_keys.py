@@ -68,6 +68,26 @@ def test_keys_of_the_arithmetic(key, other, neutral):
     assert from_hf(BASE | {key: value}) == preset("tiny")
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_key_value_heads": 0}, "num_kv_heads should be a positive .* got 0"),
+    ({"head_dim": 0}, "head_dim should be a positive whole number, got 0"),
+    ({"mask_token_id": True}, "mask_token_id should lie .*, got True"),
+    ({"bos_token_id": [1, 1]}, r"bos_token_id should lie .*, got \[1, 1\]"),
+    ({"eos_token_id": [True]}, "eos_token_id should lie .*, got True"),
+    ({"eos_token_id": [[2]]}, r"eos_token_id should lie .*, got \[2\]"),
+    (
+      {"rms_norm_eps": float("inf")},
+      "rms_norm_eps should be positive, got inf",
+    ),
+  ],
+)
+def test_values_that_cannot_be(changes, message):
+  with pytest.raises(UserError, match=message):
+    from_hf(BASE | changes)
+
+
 def test_keys_of_other_concerns_are_passed_over():
   harmless = {
     "torch_dtype": "bfloat16", "dtype": "bfloat16", "use_cache": False,
@@ -120,6 +140,11 @@ def test_other_scalings_pass_with_a_factor_of_one(kind):
     ({"attention_factor": 0}, "rope attention_factor should be positive"),
     ({"factor": float("inf")}, "rope factor should be positive, got inf"),
     ({"rope_theta": float("inf")}, "rope_theta should be above 1, got inf"),
+    ({"original_max_position_embeddings": 10**400}, "should be positive with"),
+    (
+      {"original_max_position_embeddings": float("nan")},
+      "positive .*, got nan",
+    ),
     ({"llama_4_scaling_beta": -1}, "llama_4_scaling_beta should be 0 or pos"),
     ({"truncate": "false"}, "truncate should be true or false, got 'false'"),
   ],

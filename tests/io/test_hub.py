@@ -223,7 +223,7 @@ def test_neither_folder_nor_hub_name(tmp_path):
     "/org/name",
     "~/typo",
     "./org/name",
-    "~nobody/x",
+    "~no-such-user/x",
   ],
 )
 def test_paths_are_never_looked_for_on_the_hub(name, monkeypatch):

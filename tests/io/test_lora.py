@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.io.lora import read_peft
 from nemodiff_jax.io.peft_config import read_adapter_config
 from tests import golden, helpers
@@ -198,3 +199,11 @@ def test_pickled_weights_are_refused_by_name(adapter, tiny):
   message = "weights are missing; adapter_model.bin is pickled and not read"
   with pytest.raises(UserError, match=message):
     read_peft(folder, tiny.config)
+
+
+def test_the_folder_of_somebody_without_a_home(folder):
+  opened = open_checkpoint(str(folder))
+  with pytest.raises(
+    UserError, match="'~no-such-user/x': there is no such folder"
+  ):
+    opened.load_lora("~no-such-user/x")
