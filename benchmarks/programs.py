@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.config import RowSettings, decode_config
-from nemodiff_jax.decode.generate import make_rows
 from nemodiff_jax.decode.prefill import MODE
+from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,

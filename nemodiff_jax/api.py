@@ -15,12 +15,9 @@ from nemodiff_jax.decode.config import (
   check_prompt,
   decode_config,
 )
-from nemodiff_jax.decode.generate import (
-  DecodedIds,
-  Logprobs,
-  decode_ids,
-)
+from nemodiff_jax.decode.generate import decode_ids
 from nemodiff_jax.decode.memory import check_memory
+from nemodiff_jax.decode.results import DecodedIds, Logprobs
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
@@ -152,7 +149,7 @@ class Model:
     """
     prompts = np.atleast_2d(np.asarray(prompt_ids))
     config = decode_config(self.config, mode, **settings)
-    stops = (eos,) if isinstance(eos, int) else eos
+    stops = None if eos is None else np.atleast_1d(eos).tolist()
     row = RowSettings(
       max_new_tokens=max_new_tokens,
       temperature=temperature,
@@ -273,10 +270,12 @@ def generate(
   """
   row, config = split_settings(model, mode, settings)
   many: Any = prompts
-  if isinstance(prompts, str) or (
-    len(prompts) and isinstance(prompts[0], (int, np.integer, dict))
+  if hasattr(many, "ndim"):  # An array of ids, of one row or of many.
+    many = np.asarray(many).tolist()
+  if isinstance(many, str) or (
+    len(many) and isinstance(many[0], (int, np.integer, dict))
   ):
-    many = [prompts]
+    many = [many]
   row = finish_row(model.tokenizer, row)
   ids = [prepare(model, p, row) for p in many]
   return list(generate_rows(model, config, ids, [row] * len(ids), batch_size))
@@ -316,8 +315,12 @@ def check_batch(
   prompts: Sequence[Sequence[int]],
   settings: Sequence[RowSettings],
   batch_size: int,
+  held: int = 0,
 ) -> None:
-  """Raises a UserError if a batch cannot fit beside the parameters."""
+  """Raises a UserError if a batch cannot fit beside the parameters.
+
+  `held` bytes of a kept cache are given back when it starts.
+  """
   longest = max(map(len, prompts))
   most = max(s.max_new_tokens for s in settings)
   module = model.module
@@ -328,7 +331,9 @@ def check_batch(
     batch_size,
     longest,
     most,
+    settings=settings,
     loaded=True,
+    held=held,
     scheme=scheme_of(model.weights.params),
     devices=module.mesh.size if module.mesh else 1,
   )

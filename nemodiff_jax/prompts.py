@@ -9,7 +9,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.text.chat import ChatTemplate, encode_chat
 from nemodiff_jax.text.tokenizer import Tokenizer
 
-END_THINK = "</think>"
+START_THINK, END_THINK = "<think>", "</think>"
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
 
@@ -50,7 +50,7 @@ def encode_prompt(
 def finish_row(tokenizer: Tokenizer | None, row: RowSettings) -> RowSettings:
   """Fills in what a row needs of the tokenizer.
 
-  That is the end-of-thinking token of a thinking budget, and the ids of stop
+  That is the tokens of thinking of a row with a budget, and the ids of stop
   strings that are special tokens: those never show in a text.
 
   Raises:
@@ -67,15 +67,20 @@ def finish_row(tokenizer: Tokenizer | None, row: RowSettings) -> RowSettings:
         *row.stop_token_ids, *(i for i in ids.values() if i is not None)
       ],
     )  # fmt: skip
-  if row.max_thinking_tokens is None or row.end_think_token_id is not None:
+  if row.max_thinking_tokens is None:
     return row
-  token = None if tokenizer is None else tokenizer.id_of(END_THINK)
-  if token is None:
+  end, start = row.end_think_token_id, row.start_think_token_id
+  if tokenizer is not None:
+    end = tokenizer.id_of(END_THINK) if end is None else end
+    start = tokenizer.id_of(START_THINK) if start is None else start
+  if end is None:
     raise UserError(
       f"max_thinking_tokens needs the token {END_THINK!r}, which the tokenizer"
       " lacks; give end_think_token_id."
     )
-  return dataclasses.replace(row, end_think_token_id=token)
+  return dataclasses.replace(
+    row, end_think_token_id=end, start_think_token_id=start
+  )
 
 
 def _special_id(tokenizer: Tokenizer, text: str) -> int | None:

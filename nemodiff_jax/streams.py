@@ -62,7 +62,8 @@ def watch(
   """
   if model.tokenizer is None:
     raise UserError("a stream of text needs a tokenizer; there is none.")
-  check_batch(model, config, [prompt], [row], 1)
+  held = 0 if kept is None else kept.bytes
+  check_batch(model, config, [prompt], [row], 1, held)
   shown, moment = "", None
   for moment in stream_ids(
     model.module,

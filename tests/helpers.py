@@ -12,7 +12,8 @@ import tokenizers
 
 from checkpoints_convert.hf_folder import write_folder, write_lora
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.generate import DecodedIds, decode_ids
+from nemodiff_jax.decode.generate import decode_ids
+from nemodiff_jax.decode.results import DecodedIds
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.io.hf_config import to_hf

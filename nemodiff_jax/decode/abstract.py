@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.generate import (
+from nemodiff_jax.decode.rows import (
   cache_capacity,
   make_decoder,
   make_rows,
@@ -27,6 +27,7 @@ def abstract_decode(
   batch: int = 1,
   prompt: int = 1,
   max_new_tokens: int = 128,
+  row: RowSettings | None = None,
   scheme: str = "none",
   attention: str | None = None,
 ) -> tuple[Decoder, Weights, DecodeState]:
@@ -38,12 +39,14 @@ def abstract_decode(
     batch: rows.
     prompt: tokens of the longest prompt.
     max_new_tokens: of every row.
+    row: all that every row asks for; None: a greedy row of max_new_tokens.
     scheme: how the parameters are quantised.
     attention: implementation of range attention; None: chosen.
   """
-  settings = [RowSettings(max_new_tokens=max_new_tokens)] * batch
+  row = row or RowSettings(max_new_tokens=max_new_tokens)
+  settings = [row] * batch
   decoder = make_decoder(module, config, settings, attention)
-  capacity = cache_capacity(config, prompt, max_new_tokens)
+  capacity = cache_capacity(module.config, config, prompt, row.max_new_tokens)
 
   def begin() -> DecodeState:
     rows = make_rows(module.config, config, settings)

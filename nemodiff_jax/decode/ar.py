@@ -12,14 +12,12 @@ from nemodiff_jax.decode.state import (
   Weights,
   block_pass,
   emit,
-  end_thinking,
 )
 
 
 def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
   """The prefill yields the first token [B, 1] and counts as its pass."""
   del decoder
-  first = end_thinking(state, first, state.lengths[:, None])
   nfe = state.nfe + state.running.astype(jnp.int32)
   state = replace(state, block=first, nfe=nfe)
   return emit(state, first, jnp.ones_like(state.count))

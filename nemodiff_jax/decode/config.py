@@ -12,7 +12,8 @@ MODES = ("ar", "diffusion", "linear_spec", "quadratic_spec")
 QUADRATIC_BLOCK = 16
 DEFAULT_THRESHOLD = 0.9
 MAX_LOGPROBS = 20
-MAX_TEMPERATURE = 1000
+MAX_TEMPERATURE = 1000  # Beyond it every token is equally likely.
+MAX_POSITIONS = 2**31 - 1  # Positions are int32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ class RowSettings:
     max_thinking_tokens: after so many tokens the end-of-thinking token is
       forced, if it has not come before; None: no budget.
     end_think_token_id: that token; None: the tokenizer's </think>.
+    start_think_token_id: opens thinking; None: the tokenizer's <think>. A
+      prompt that closed thinking, and did not open it again, has no budget.
   """
 
   max_new_tokens: int = 128
@@ -119,6 +122,7 @@ class RowSettings:
   logprobs: int | None = None
   max_thinking_tokens: int | None = None
   end_think_token_id: int | None = None
+  start_think_token_id: int | None = None
 
   def __post_init__(self):
     _whole("max_new_tokens", self.max_new_tokens, 1)
@@ -152,9 +156,19 @@ class RowSettings:
       _whole("each of stop_token_ids", token, 0)
     object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
     object.__setattr__(self, "stop", check_stops(self.stop))
-    for name in ("logprobs", "max_thinking_tokens", "end_think_token_id"):
+    for name in (
+      "logprobs",
+      "max_thinking_tokens",
+      "end_think_token_id",
+      "start_think_token_id",
+    ):
       if getattr(self, name) is not None:
         _whole(name, getattr(self, name), 0)
+    if (self.max_thinking_tokens or 0) > MAX_POSITIONS:
+      raise UserError(
+        f"max_thinking_tokens should be at most {MAX_POSITIONS}, got"
+        f" {self.max_thinking_tokens}."
+      )
     if self.logprobs is not None and self.logprobs > MAX_LOGPROBS:
       raise UserError(
         f"logprobs should be at most {MAX_LOGPROBS}, got {self.logprobs}."
@@ -185,8 +199,13 @@ def check_prompt(
       "the prompt is empty; it should hold at least one token.", "empty_prompt"
     )
   ids = [i.item() if getattr(i, "ndim", None) == 0 else i for i in ids]
-  named = [i for i in (row.end_think_token_id,) if i is not None]
-  for i in (*ids, *row.stop_token_ids, *named):
+  named = {
+    "stop_token_ids": row.stop_token_ids,
+    "end_think_token_id": (row.end_think_token_id,),
+    "start_think_token_id": (row.start_think_token_id,),
+  }
+  asked = [i for ids in named.values() for i in ids if i is not None]
+  for i in (*ids, *asked):
     if not isinstance(i, int) or isinstance(i, bool):
       raise UserError(f"token ids should be integers, got {i!r}.", "bad_ids")
     if not 0 <= i < model.vocab_size:
@@ -200,6 +219,13 @@ def check_prompt(
       " cannot be part of a prompt.",
       "bad_ids",
     )
+  for name, tokens in named.items():
+    if model.mask_id is not None and model.mask_id in tokens:
+      raise UserError(
+        f"{name} should not be the mask id {model.mask_id}, which is never"
+        " generated.",
+        "bad_ids",
+      )
   limit = min(model.max_positions, max_length or model.max_positions)
   if len(ids) + row.max_new_tokens > limit:
     raise UserError(

@@ -24,6 +24,7 @@ from nemodiff_jax.decode.state import (
   fresh_block,
   is_stop,
   select,
+  unpicked,
 )
 
 DENOISE, COMMIT = 0, 1
@@ -67,7 +68,10 @@ def _canvas(decoder: Decoder, state: DecodeState, first: Picked) -> Picked:
   """A fresh block; a thinking budget that ends in it is written into it."""
   block = fresh_block(decoder, first)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
-  return end_thinking(state, block, state.lengths[:, None] + slot)
+  forced = end_thinking(state, block.token, state.lengths[:, None] + slot)
+  batch, slots = forced.shape
+  given = unpicked(decoder, batch, slots, state.rows.think_id[:, None])
+  return select(forced, given, block)
 
 
 def _open(decoder: Decoder, state: DecodeState) -> Bool[Array, "B C"]:
@@ -87,4 +91,6 @@ def _settle(decoder: Decoder, state: DecodeState) -> DecodeState:
   before_stop = jnp.cumsum(stop, 1) == 0
   complete = ~(_open(decoder, state) & before_stop).any(1)
   state = emit(state, state.block, jnp.where(complete, decoder.block, 0))
-  return replace(state, phase=jnp.where(complete, COMMIT, DENOISE))
+  return replace(
+    state, phase=jnp.where(complete, COMMIT, DENOISE).astype(jnp.int32)
+  )

@@ -18,7 +18,6 @@ from nemodiff_jax.decode.state import (
   Weights,
   block_pass,
   emit,
-  end_thinking,
   fresh_block,
   select,
 )
@@ -29,7 +28,6 @@ DRAFT, VERIFY = 0, 1
 
 def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
   """The prefill counts as a pass and yields the first token [B, 1]."""
-  first = end_thinking(state, first, state.lengths[:, None])
   nfe = state.nfe + state.running.astype(jnp.int32)
   state = replace(state, block=fresh_block(decoder, first), nfe=nfe)
   return emit(state, first, jnp.ones_like(state.count))
@@ -38,7 +36,7 @@ def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
 def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   """One pass: each row drafts its block or verifies it."""
   verify = state.phase == VERIFY
-  hidden, state = block_pass(decoder, weights, state, verify)
+  hidden, state = block_pass(decoder, weights, state, verify, weights.lora)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = verify[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
@@ -62,5 +60,5 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   return replace(
     state,
     block=select(verify[:, None], renewed, drafted),
-    phase=jnp.where(~verify & ready, VERIFY, DRAFT),
+    phase=jnp.where(~verify & ready, VERIFY, DRAFT).astype(jnp.int32),
   )

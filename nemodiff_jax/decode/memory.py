@@ -3,16 +3,22 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from nemodiff_jax.decode.config import DecodeConfig
-from nemodiff_jax.decode.generate import cache_capacity, largest_pass
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.rows import (
+  cache_capacity,
+  is_filtered,
+  largest_pass,
+)
+from nemodiff_jax.decode.sampling import MAX_READ
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import abstract_params
-from pallas_kernels.range_attention.reference import CHUNK
+from pallas_kernels.range_attention.reference import CHUNK, QUERIES
 
 _GIB = 2**30
 
@@ -24,17 +30,19 @@ class Needs:
   Attributes:
     params: parameters.
     cache: keys and values of the batch.
-    work: logits and the largest activations of the widest pass.
+    output: tokens, and their log-probabilities where asked for.
+    work: the logits, or the activations of the widest pass: the larger.
   """
 
   params: int
   cache: int
+  output: int
   work: int
 
   @property
   def total(self) -> int:
     """All of it."""
-    return self.params + self.cache + self.work
+    return self.params + self.cache + self.output + self.work
 
 
 def estimate(
@@ -45,31 +53,77 @@ def estimate(
   prompt: int,
   max_new_tokens: int,
   *,
+  settings: Sequence[RowSettings] = (),
   scheme: str = "none",
   devices: int = 1,
 ) -> Needs:
   """Estimates the bytes of decoding `batch` rows of up to `prompt` tokens.
 
-  The parameters are quantised by `scheme` and shared by `devices`.
+  The parameters are quantised by `scheme` and shared by `devices`. Of the
+  `settings`, what needs more logits (sampling, filters) or output counts.
   """
   item = jnp.dtype(dtype).itemsize
-  capacity = cache_capacity(config, prompt, max_new_tokens)
+  capacity = cache_capacity(model, config, prompt, max_new_tokens)
   per_position = 2 * model.num_layers * model.num_kv_heads * model.head_dim
-  queries, read = largest_pass(config, prompt)
-  scores = 3 * 4 * model.num_heads * min(CHUNK, capacity) // devices
-  ffn = model.intermediate_size // devices
-  activations = item * (4 * model.hidden_size + 3 * ffn)
-  logits = 3 * 4 * read * model.vocab_size
-  size = config.block_length
-  if config.mode == "quadratic_spec":  # Scores of every row's masks.
-    logits += 3 * 4 * size**3 * model.num_heads
-  elif config.mode != "ar":  # Ranks of confidences.
-    logits += 2 * 4 * size**2
   return Needs(
     params=param_bytes(model, jnp.dtype(dtype), scheme) // devices,
     cache=item * batch * capacity * per_position // devices,
-    work=batch * (logits + queries * (scores + activations)),
+    output=batch * capacity * _output_bytes(settings),
+    work=max(
+      _layer_bytes(model, config, item, batch, prompt, capacity, devices),
+      _logits_bytes(model, config, batch, prompt, settings),
+    ),
   )
+
+
+def _output_bytes(settings: Sequence[RowSettings]) -> int:
+  """Bytes of the output per position: a token, and what it is told with."""
+  top = [s.logprobs for s in settings if s.logprobs is not None]
+  return 8 + (4 + 8 * max(top) if top else 0)
+
+
+def _layer_bytes(
+  model: ModelConfig,
+  config: DecodeConfig,
+  item: int,
+  batch: int,
+  prompt: int,
+  capacity: int,
+  devices: int,
+) -> int:
+  """Activations of a layer in the widest pass, and attention's scores."""
+  queries, _ = largest_pass(config, prompt)
+  ffn = model.intermediate_size // devices
+  activations = item * (4 * model.hidden_size + 3 * ffn)
+  turn = min(queries, QUERIES) if jax.default_backend() == "cpu" else queries
+  heads = model.num_heads // devices
+  scores = 4 * turn * heads * min(CHUNK, capacity)
+  if config.mode == "quadratic_spec":  # Every row's masks among themselves.
+    scores += 2 * 4 * config.block_length**3 * heads
+  return batch * (queries * activations + scores)
+
+
+def _logits_bytes(
+  model: ModelConfig,
+  config: DecodeConfig,
+  batch: int,
+  prompt: int,
+  settings: Sequence[RowSettings],
+) -> int:
+  """Logits of the positions that are read at a time, and copies of them.
+
+  Copies as counted in compiled programs: without and with the mask id; then
+  scaled and with noise; then sorted, summed up and cut.
+  """
+  _, slots = largest_pass(config, prompt)
+  rows = min(batch, max(1, MAX_READ // slots))
+  sampled = [s for s in settings if s.temperature > 0]
+  copies = 1 if config.mode == "ar" else 2
+  if any(s.logprobs is not None for s in settings):
+    copies = 2
+  if sampled:
+    copies = 8 if is_filtered(sampled) else 4
+  return 4 * copies * rows * slots * model.vocab_size
 
 
 def check_memory(
@@ -80,7 +134,9 @@ def check_memory(
   prompt: int,
   max_new_tokens: int,
   *,
+  settings: Sequence[RowSettings] = (),
   loaded: bool = False,
+  held: int = 0,
   scheme: str = "none",
   devices: int = 1,
 ) -> None:
@@ -93,7 +149,9 @@ def check_memory(
     batch: rows at a time.
     prompt: tokens of the longest prompt.
     max_new_tokens: most tokens any row may generate.
+    settings: of the rows.
     loaded: the parameters are on the device already.
+    held: bytes of a cache on the device that this decode takes over.
     scheme: how the parameters are quantised.
     devices: that share the model.
 
@@ -103,11 +161,12 @@ def check_memory(
   free = free_memory()
   if free is None:
     return
+  free += held
 
   def needed(rows: int, length: int) -> Needs:
     return estimate(
       model, config, dtype, rows, length, max_new_tokens,
-      scheme=scheme, devices=devices,
+      settings=settings, scheme=scheme, devices=devices,
     )  # fmt: skip
 
   def fits(rows: int, length: int) -> bool:
@@ -118,34 +177,33 @@ def check_memory(
     return
   needs = needed(batch, prompt)
   device = jax.local_devices()[0].device_kind
-  message = (
+  raise UserError(
     f"batch {batch} x length {prompt + max_new_tokens} needs about"
     f" {needs.total / _GIB:.1f} GiB (parameters {needs.params / _GIB:.1f},"
-    f" cache {needs.cache / _GIB:.1f}, logits and activations"
-    f" {needs.work / _GIB:.1f}), but {device} has {free / _GIB:.1f} GiB free"
-    f"{' beside the parameters' if loaded else ''}. "
+    f" cache {needs.cache / _GIB:.1f}, logits, activations and output"
+    f" {(needs.work + needs.output) / _GIB:.1f}), but {device} has"
+    f" {free / _GIB:.1f} GiB free{' beside the parameters' if loaded else ''}."
+    f" {_advice(fits, batch, prompt, max_new_tokens)}",
+    "memory",
   )
+
+
+def _advice(
+  fits: Callable[[int, int], bool], batch: int, prompt: int, new: int
+) -> str:
+  """The largest batch that fits, else the longest prompt."""
   rows = next((b for b in range(batch, 0, -1) if fits(b, prompt)), 0)
   if rows:
-    raise UserError(
-      message + f"The largest batch that fits at this length is {rows}.",
-      "memory",
-    )
+    return f"The largest batch that fits at this length is {rows}."
   low, high = 0, prompt  # low fits (if anything does), high does not.
   while high - low > 1:
     middle = (low + high) // 2
     low, high = (middle, high) if fits(1, middle) else (low, middle)
   if low and fits(1, low):
-    raise UserError(
-      message
-      + f"The largest that fits is batch 1 x length {low + max_new_tokens}.",
-      "memory",
-    )
-  raise UserError(
-    message
-    + "Not even a short prompt fits: use fewer max_new_tokens, a smaller block,"
-    " bfloat16 or a smaller model.",
-    "memory",
+    return f"The largest that fits is batch 1 x length {low + new}."
+  return (
+    "Not even a short prompt fits: use fewer max_new_tokens, a smaller block,"
+    " bfloat16 or a smaller model."
   )
 
 

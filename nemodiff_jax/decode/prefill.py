@@ -152,5 +152,6 @@ def _begin(
   slot = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None]
   at = lengths[:, None] + slot
   state = new_state(decoder, cache, rows, lengths)
-  first, _ = read(decoder, weights, hidden, at, state, think=False)
+  think = decoder.mode != "diffusion"  # It writes a budget's end itself.
+  first, _ = read(decoder, weights, hidden, at, state, think=think)
   return MODE[decoder.mode].begin(decoder, state, first)

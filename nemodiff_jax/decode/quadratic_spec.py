@@ -19,7 +19,6 @@ from nemodiff_jax.decode.state import (
   Picked,
   Weights,
   emit,
-  end_thinking,
 )
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass
@@ -28,8 +27,7 @@ from nemodiff_jax.nn.model import cached_pass
 
 def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
   """The prefill carried C masks: it gives a whole draft, its first certain."""
-  slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
-  first = end_thinking(state, first, state.lengths[:, None] + slot)
+  del decoder
   nfe = state.nfe + state.running.astype(jnp.int32)
   state = replace(state, block=first, nfe=nfe)
   return emit(state, first.part(slice(1)), jnp.ones_like(state.count))

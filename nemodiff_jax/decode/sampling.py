@@ -10,7 +10,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.extend.random import threefry_2x32
+from jaxtyping import Array, Bool, Float, Int
 
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -25,6 +26,8 @@ from nemodiff_jax.nn.model import head
 
 # Positions whose logits exist at a time: 256 MiB at 131072 ids.
 MAX_READ = 512
+# Below it logits / temperature leave float32; the noise decides ties only.
+_LEAST_TEMPERATURE = 1e-6
 
 
 def read(
@@ -52,10 +55,12 @@ def read(
   def some(rows: slice) -> tuple[Picked, Array]:
     part, at = jax.tree.map(lambda x: x[rows], (state, positions))
     logits = head(decoder.module, weights.params, hidden[rows])
-    picked = choose(decoder, logits, at, part.rows)
+    token, scaled, kept = choose(decoder, logits, at, part.rows)
     if think:
-      picked = end_thinking(part, picked, at)
-    return picked, confidence(logits, picked.token)
+      forced = end_thinking(part, token, at)
+      token = jnp.where(forced, part.rows.think_id[:, None], token)
+      kept = jnp.where(forced[..., None], scaled, kept)
+    return _with_logprobs(decoder, kept, token), confidence(logits, token)
 
   batch, slots = positions.shape
   size = max(1, MAX_READ // max(1, slots))
@@ -74,25 +79,34 @@ def choose(
   logits: Float[Array, "B T V"],
   positions: Int[Array, "B T"],
   rows: Rows,
-) -> Picked:
+) -> tuple[Int[Array, "B T"], Float[Array, "B T V"], Float[Array, "B T V"]]:
   """The token at each absolute position: greedy, or drawn with its noise.
 
       argmax(filter(logits / temperature) + gumbel(seed, position))
 
-  The mask id is never chosen.
+  The mask id is never chosen. A temperature of 0 is greedy.
+
+  Returns:
+    The tokens; the logits they were chosen by, before the filters and after.
   """
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
   logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
   greedy = _argmax(logits)
   if not decoder.sampled:
-    return _with_logprobs(decoder, logits, greedy)
-  heat = rows.temperature[:, None, None]
-  scaled = logits / jnp.where(heat > 0, heat, 1.0)
+    return greedy, logits, logits
+  temperature = rows.temperature[:, None, None]
+  sampled = temperature > 0
+  scaled = logits / jnp.maximum(temperature, _LEAST_TEMPERATURE)
+  kept = scaled
   if decoder.filtered:
-    scaled = jnp.where(scaled >= _least_kept(scaled, rows), scaled, -jnp.inf)
-  noisy = scaled + _gumbel(rows.seed, positions, logits.shape[-1])
-  token = jnp.where(heat[..., 0] > 0, _argmax(noisy), greedy)
-  return _with_logprobs(decoder, jnp.where(heat > 0, scaled, logits), token)
+    kept = jnp.where(_kept(scaled, rows), scaled, -jnp.inf)
+  noisy = kept + _gumbel(rows.seed, positions, logits.shape[-1])
+  token = jnp.where(sampled[..., 0], _argmax(noisy), greedy)
+  return (
+    token,
+    jnp.where(sampled, scaled, logits),
+    jnp.where(sampled, kept, logits),
+  )
 
 
 def confidence(
@@ -132,16 +146,28 @@ def _argmax(x: Float[Array, "B T V"]) -> Int[Array, "B T"]:
 
 
 def _gumbel(seed: Array, positions: Array, vocab: int) -> Array:
+  """What jax.random.gumbel draws by default, whatever JAX's flags say.
+
+  Threefry-2x32 of a key per position, one counter per id, all 32-bit.
+  """
+  low = jnp.arange(vocab, dtype=jnp.uint32)
+  counters = jnp.concatenate([jnp.zeros_like(low), low])
+  tiny = jnp.finfo(jnp.float32).tiny
+
   def noise(words, position):
-    key = jax.random.fold_in(jax.random.wrap_key_data(words), position)
-    return jax.random.gumbel(key, (vocab,), jnp.float32)
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    key = jax.random.key_data(jax.random.fold_in(key, position))
+    high, low = jnp.split(threefry_2x32(key, counters), 2)
+    mantissa = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)  # In [1, 2).
+    unit = lax.bitcast_convert_type(mantissa, jnp.float32) - 1.0
+    return -jnp.log(-jnp.log(jnp.maximum(tiny, unit * (1.0 - tiny) + tiny)))
 
   over_slots = jax.vmap(noise, (None, 0))
   return jax.vmap(over_slots)(seed, positions)
 
 
-def _least_kept(scaled: Array, rows: Rows) -> Float[Array, "B T 1"]:
-  """The smallest scaled logit that top_k, top_p and min_p, in turn, keep."""
+def _kept(scaled: Array, rows: Rows) -> Bool[Array, "B T V"]:
+  """Ids that top_k, top_p and min_p, in turn, keep; ties go to lower ids."""
   vocab = scaled.shape[-1]
   column = lambda x: x[:, None, None]
   ranked = -jnp.sort(-scaled, -1)
@@ -155,4 +181,8 @@ def _least_kept(scaled: Array, rows: Rows) -> Float[Array, "B T 1"]:
   least_p = column(rows.min_p) * weight[..., :1]
   inside = (inside & (weight >= least_p)) | (rank == 0)
   inside = inside & (ranked > -jnp.inf)
-  return jnp.where(inside, ranked, jnp.inf).min(-1, keepdims=True)
+  least = jnp.where(inside, ranked, jnp.inf).min(-1, keepdims=True)
+  above, tied = scaled > least, scaled == least
+  count = lambda x: x.sum(-1, keepdims=True, dtype=jnp.int32)
+  spare = count(inside) - count(above)
+  return above | (tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= spare))

@@ -53,7 +53,9 @@ class Picked:
   """Tokens, and how likely they were when they were picked.
 
   Log-probabilities are of the distribution really sampled from: after
-  temperature, top_k, top_p and min_p, without the mask id.
+  temperature, top_k, top_p and min_p, without the mask id. A token that a
+  thinking budget forced has its own, before the filters; NaN in diffusion,
+  which writes it into the canvas without reading logits.
 
   Attributes:
     token: [B, T].
@@ -95,17 +97,19 @@ def select(mask: Bool[Array, "B T"], a: Picked, b: Picked) -> Picked:
   return jax.tree.map(one, a, b)
 
 
-def unpicked(decoder: Decoder, batch: int, slots: int, token: int) -> Picked:
-  """Slots that hold `token` and no probabilities."""
+def unpicked(
+  decoder: Decoder, batch: int, slots: int, token: int | Array
+) -> Picked:
+  """Slots that hold `token` (of all, or [B, 1]) and no probabilities."""
   k, shape = decoder.logprobs, (batch, slots)
   tokens = jnp.full(shape, token, jnp.int32)
   if k is None:
     return Picked(tokens)
   return Picked(
     tokens,
-    jnp.zeros(shape),
+    jnp.full(shape, jnp.nan),
     jnp.zeros((*shape, k), jnp.int32),
-    jnp.zeros((*shape, k)),
+    jnp.full((*shape, k), jnp.nan),
   )
 
 
@@ -115,7 +119,7 @@ class Weights:
 
   Attributes:
     params: the Linen parameters.
-    lora: the drafter, one entry per layer; None: none, or not for this mode.
+    lora: the drafter of linear_spec, one entry per layer; None: none.
   """
 
   params: Params
@@ -208,8 +212,10 @@ def new_state(
   batch, capacity = lengths.shape[0], cache.capacity
   think_at = jnp.where(rows.think_at >= 0, rows.think_at + lengths, -1)
   rows = replace(rows, think_at=think_at)
-  zero = jnp.zeros(batch, jnp.int32)
-  wide = jnp.zeros((batch, capacity), jnp.int32)
+
+  def zeros(*shape: int) -> Array:  # One array a field: they are donated.
+    return jnp.zeros((batch, *shape), jnp.int32)
+
   return DecodeState(
     cache=cache,
     rows=rows,
@@ -221,15 +227,15 @@ def new_state(
     )
     if decoder.traced
     else None,
-    phase=zero,
-    turn=zero,
-    masked=zero,
+    phase=zeros(),
+    turn=zeros(),
+    masked=zeros(),
     output=unpicked(decoder, batch, capacity, 0),
-    count=zero,
-    nfe=zero,
+    count=zeros(),
+    nfe=zeros(),
     status=jnp.where(lengths > 0, RUNNING, FULL).astype(jnp.int32),
-    accepted=wide,
-    cycles=zero,
+    accepted=zeros(capacity),
+    cycles=zeros(),
   )
 
 
@@ -238,11 +244,12 @@ def block_pass(
   weights: Weights,
   state: DecodeState,
   causal: Bool[Array, "B"],
+  lora: tuple[LoraLayer, ...] | None = None,
 ) -> tuple[Float[Array, "B C D"], DecodeState]:
   """Hidden states of each row's block behind its committed prefix.
 
   A causal row sees, from slot i, the prefix and slots 0..i; any other row
-  sees the whole block. The drafter works in the rows that are not causal.
+  sees the whole block. `lora` works in the rows that are not causal.
   Rows that have ended see and write nothing. Raises nfe by one.
   """
   slots = jnp.arange(state.block.token.shape[1], dtype=jnp.int32)[None]
@@ -262,7 +269,7 @@ def block_pass(
     state.block.token,
     where,
     state.cache,
-    weights.lora,
+    lora,
     ~causal,
   )
   nfe = state.nfe + state.running.astype(jnp.int32)
@@ -317,15 +324,13 @@ def has_thought(state: DecodeState) -> Bool[Array, "B"]:
 
 
 def end_thinking(
-  state: DecodeState, picked: Picked, positions: Int[Array, "B T"]
-) -> Picked:
-  """Puts the end-of-thinking token where a row's budget ends.
+  state: DecodeState, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+) -> Bool[Array, "B T"]:
+  """Where a row's thinking budget ends: its token has to stand there.
 
   Unless one came before, in the output or among the slots before.
   """
-  ended = picked.token == state.rows.think_id[:, None]
+  ended = tokens == state.rows.think_id[:, None]
   before = jnp.cumsum(ended, 1) - ended.astype(jnp.int32) > 0
   due = positions == state.rows.think_at[:, None]
-  forced = due & ~before & ~has_thought(state)[:, None]
-  token = jnp.where(forced, state.rows.think_id[:, None], picked.token)
-  return replace(picked, token=token)
+  return due & ~before & ~has_thought(state)[:, None]

@@ -12,7 +12,8 @@ import nemodiff_jax as nd
 from nemodiff_jax import api
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import jobs, run_job
-from nemodiff_jax.decode import generate as decoding
+from nemodiff_jax.decode import results
+from nemodiff_jax.decode import rows as decoding
 from nemodiff_jax.decode.config import ROW_FIELDS, RowSettings, decode_config
 from nemodiff_jax.io.checkpoint import open_checkpoint
 
@@ -88,10 +89,8 @@ def serve(chatty, tmp_path, monkeypatch):
     """Every setting becomes an array; every number that can be is NaN."""
     decoding.make_decoder(module, config, rows)
     decoding.make_rows(module.config, config, rows)
-    nan = decoding.Logprobs([float("nan")], [[3]], [[float("-inf")]])
-    return [
-      decoding.DecodedIds([9], "length", 1, None, nan, "w9") for _ in rows
-    ]
+    nan = results.Logprobs([float("nan")], [[3]], [[float("-inf")]])
+    return [results.DecodedIds([9], "length", 1, None, nan, "w9") for _ in rows]
 
   monkeypatch.setattr(api, "decode_ids", decode)
   monkeypatch.setattr(shared, "load", lambda *_: model)

@@ -111,13 +111,26 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+SAMPLING = [
+  {"temperature": 0.7},
+  {"temperature": 1.3, "top_k": 5},
+  {"temperature": 1.0, "top_p": 0.8},
+  {"temperature": 0.9, "min_p": 0.1},
+  {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
+  {"temperature": 0.0},
+]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_batch_matches_single(tiny, mode, temperature):
+def test_batch_matches_single(tiny, mode, mixed):
+  """Rows of one kind, and rows of every kind side by side."""
   config = decode_config(tiny.config, mode, **MODES[mode])
   prompts = helpers.prompts_of(tiny.config, SIZES)
+  budget = {"max_thinking_tokens": 4, "end_think_token_id": 77}
+  kinds = [{}, *SAMPLING, budget] if mixed else [{}]
   settings = [
-    dataclasses.replace(r, temperature=temperature, seed=7 * i)
+    dataclasses.replace(r, seed=7 * i, **kinds[i % len(kinds)])
     for i, r in enumerate(rows(EOS_HEAVY))
   ]
   together = tiny.decode(config, prompts, settings, lora=True)
@@ -139,16 +152,6 @@ def test_linear_spec_equals_ar(tiny, mode, lora):
   spec = tiny.decode(config, prompts, rows(EOS_HEAVY), lora)
   ids = lambda results: [(r.token_ids, r.finish_reason) for r in results]
   assert ids(spec) == ids(ar)
-
-
-SAMPLING = [
-  {"temperature": 0.7},
-  {"temperature": 1.3, "top_k": 5},
-  {"temperature": 1.0, "top_p": 0.8},
-  {"temperature": 0.9, "min_p": 0.1},
-  {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
-  {"temperature": 0.0},
-]
 
 
 @pytest.mark.parametrize("mode", ["linear_spec", "quadratic_spec"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nemodiff_jax.decode import sampling
 from nemodiff_jax.decode.commit import reveal, schedule
 from nemodiff_jax.decode.config import RowSettings, decode_config
-from nemodiff_jax.decode.generate import make_rows
+from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import (
   FULL,
   RUNNING,
@@ -129,9 +129,9 @@ def test_filters_keep_what_the_plain_rules_keep(top_k, top_p, min_p):
   row = RowSettings(9, 0.8, top_k, top_p, min_p)
   rows = make_rows(CONFIG, decode_config(CONFIG), [row])
   scaled = jnp.asarray(logits / np.float32(0.8))
-  least = sampling._least_kept(scaled, rows)
+  inside = np.asarray(sampling._kept(scaled, rows))
   for t in range(5):
-    kept = set(np.flatnonzero(scaled[0, t] >= least[0, t, 0]).tolist())
+    kept = set(np.flatnonzero(inside[0, t]).tolist())
     want = plain_filter(
       np.asarray(scaled[0, t], np.float64), top_k, top_p, min_p
     )
@@ -145,7 +145,7 @@ def test_samples_follow_the_distribution():
   rows = make_rows(CONFIG, decode_config(CONFIG), settings_)
   wide = jnp.broadcast_to(logits[None, None], (40, 100, 97))
   pos = jnp.broadcast_to(jnp.arange(100)[None], (40, 100))
-  tokens = sampling.choose(decoder, wide, pos, rows).token
+  tokens = sampling.choose(decoder, wide, pos, rows)[0]
   share = np.bincount(np.ravel(tokens), minlength=97)[:4] / 4000
   np.testing.assert_allclose(share, [0.1, 0.2, 0.3, 0.4], atol=0.03)
 
@@ -159,7 +159,7 @@ def test_noise_depends_on_seed_and_position_alone():
     [RowSettings(9, 1.0, seed=s) for s in (4, 4, 5)],
   )
   pos = ints([7, 8], [8, 7], [7, 8])
-  t = sampling.choose(decoder, flat, pos, rows).token
+  t = sampling.choose(decoder, flat, pos, rows)[0]
   assert t[0].tolist() == t[1, ::-1].tolist() != t[2].tolist()
   key = jax.random.fold_in(jax.random.key(4), 7)
   noise = jax.random.gumbel(key, (97,)).at[CONFIG.mask_id].set(-jnp.inf)
@@ -170,7 +170,7 @@ def test_confidence_counts_the_mask_but_never_chooses_it():
   logits = jnp.zeros((1, 1, 97)).at[0, 0, CONFIG.mask_id].set(5.0)
   logits = logits.at[0, 0, 9].set(4.0)
   rows = make_rows(CONFIG, decode_config(CONFIG), [RowSettings(9)])
-  token = sampling.choose(DECODER, logits, ints([0]), rows).token
+  token = sampling.choose(DECODER, logits, ints([0]), rows)[0]
   assert token.tolist() == [[9]]
   want = np.exp(4) / (np.exp(4) + np.exp(5) + 95)
   np.testing.assert_allclose(
