@@ -1,6 +1,6 @@
 """Breaks of decoding, texts, files and jobs; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation, checkpoints, jobs
+from benchmarks.mutants import Mutation, checkpoints, jobs, text
 
 DECODE = "nemodiff_jax/decode/"
 TESTS = "tests/decode/test_"
@@ -160,4 +160,4 @@ DECODING = (
   ),
 )  # fmt: skip
 
-MUTATIONS = (*DECODING, *checkpoints.MUTATIONS, *jobs.MUTATIONS)
+MUTATIONS = (*DECODING, *checkpoints.MUTATIONS, *jobs.MUTATIONS, *text.MUTATIONS)
