@@ -1,5 +1,6 @@
 """Tokenizer files of a Hugging Face folder, from a GGUF file's metadata."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,24 @@ def write_tokenizer(source: Gguf, folder: Path) -> None:
     ) from e
   (folder / "tokenizer.json").write_text(made, encoding="utf-8")
   hf_folder.write_json(folder / "tokenizer_config.json", config)
-  template = source.get("tokenizer.chat_template")
-  if template is not None:
-    path = folder / "chat_template.jinja"
+  for path, template in _templates(source, folder).items():
+    path.parent.mkdir(exist_ok=True)
     path.write_text(template, encoding="utf-8")
+
+
+def _templates(source: Gguf, folder: Path) -> dict[Path, str]:
+  """The template, and those with a name, by the files they belong in."""
+  key = "tokenizer.chat_template"
+  found = {folder / "chat_template.jinja": source.get(key)}
+  for name in source.get("tokenizer.chat_templates", []):
+    if not re.fullmatch(r"[\w-]+", name):
+      raise UserError(
+        f"{source.path}: tokenizer.chat_templates should be names of letters,"
+        f" digits, '_' and '-', got {name!r}."
+      )
+    path = folder / "additional_chat_templates" / f"{name}.jinja"
+    found[path] = source.get(f"{key}.{name}")
+  return {path: text for path, text in found.items() if text is not None}
 
 
 def _config(source: Gguf, tokens: list[str]) -> dict[str, Any]:

@@ -31,8 +31,10 @@ _SIDE_FILES = (
   "tekken.json",
   "tokenizer_config.json",
   "special_tokens_map.json",
+  "added_tokens.json",
   "generation_config.json",
   "chat_template.jinja",
+  "chat_template.json",
 )
 
 

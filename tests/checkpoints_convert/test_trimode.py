@@ -227,6 +227,20 @@ def test_gguf_tokenizer_and_template_are_carried(make_gguf, tmp_path, bpe):
   assert opened.template.render(message) == "hi"
 
 
+def test_gguf_templates_with_names_are_carried(make_gguf, tmp_path):
+  named = [{"name": "tool_use", "template": "tools"}]
+  path = make_gguf(more=[lambda w: w.add_chat_template(named)])
+  template = made(path, tmp_path).template
+  asked = [{"role": "user", "content": "hi"}]
+  assert template.render(asked) == "hi"
+  assert template.render(asked, tools=[]) == "tools"
+
+
+def test_gguf_templates_stay_in_their_folder(make_gguf, tmp_path):
+  names = lambda w: w.add_array("tokenizer.chat_templates", ["../x"])
+  refused(make_gguf(more=[names]), tmp_path, r"names of letters.*'\.\./x'")
+
+
 def refused(path, tmp_path, message):
   with pytest.raises(UserError, match=message):
     made(path, tmp_path)
