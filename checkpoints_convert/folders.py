@@ -12,6 +12,7 @@ from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import read_peft
 from nemodiff_jax.io.orbax import MANIFEST, is_orbax
+from nemodiff_jax.text.chat import TEMPLATES
 
 # The same weights again, as some repositories hold them.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5"}
@@ -81,7 +82,7 @@ def copy_side_files(
 ) -> None:
   """Copies every file beside the weights, byte by byte.
 
-  Of folders only the drafter's, and that only with `lora`.
+  Of folders only the templates', and with `lora` the drafter's.
 
   Raises:
     UserError: the drafter does not fit the model.
@@ -89,6 +90,9 @@ def copy_side_files(
   for path in sorted(source.folder.iterdir()):
     if path.is_file() and _is_side_file(path):
       shutil.copyfile(path, target / path.name)
+  templates = source.folder / TEMPLATES
+  if templates.is_dir():
+    shutil.copytree(templates, target / TEMPLATES)
   drafter = source.folder / LORA_FOLDER
   if lora and drafter.is_dir():
     read_peft(drafter, source.config)

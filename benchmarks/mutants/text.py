@@ -61,7 +61,7 @@ MUTATIONS = (
   _break(
     "tekken: one filler less", "text/tekken_file.py",
     "for i in range(count) if i not in taken",
-    "for i in range(count - 1) if i not in taken", CHAT + " nothing_more",
+    "for i in range(count - 1) if i not in taken", TOKENIZER,
   ),
   _break(
     "tekken: padded ids are looked up", "text/tekken_file.py",

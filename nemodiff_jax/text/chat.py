@@ -12,7 +12,7 @@ from nemodiff_jax.text.tokenizer import Tokenizer
 
 __all__ = ["ChatTemplate", "check_messages", "encode_chat", "load_template"]
 
-_FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
+_FILE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _OF_PROCESSORS = "chat_template.json"
 
 
@@ -60,7 +60,7 @@ def encode_chat(
 
 
 def _files(folder: Path) -> dict[str, str]:
-  files = {p.stem: p for p in sorted((folder / _FOLDER).glob("*.jinja"))}
+  files = {p.stem: p for p in sorted((folder / TEMPLATES).glob("*.jinja"))}
   if (folder / _FILE).exists():
     files["default"] = folder / _FILE
   sources = {}

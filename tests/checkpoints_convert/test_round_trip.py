@@ -39,6 +39,9 @@ def write_source(folder, tiny, layout="released", shards=1, **how):
   helpers.write_tokenizer(folder, tiny.config)
   (folder / "generation_config.json").write_text('{ "top_p": 0.9 }')
   (folder / "chat_template.jinja").write_text("{{ messages }}\r\n")
+  (folder / "additional_chat_templates").mkdir()
+  named = folder / "additional_chat_templates" / "tool_use.jinja"
+  named.write_text("{{ tools }}")
   for name in ("LICENSE", "figure.png", "recipe.yaml", "tokenizer.model.v3"):
     (folder / name).write_bytes(b"\x89" + name.encode())
   stem, head = STEMS[layout]

@@ -33,11 +33,13 @@ BESIDE = {
   "added_tokens_decoder": {
     "tokenizer_config": {
       "eos_token": "<|im_end|>",
+      "pad_token": "<pad>",
       "added_tokens_decoder": {
         "4": _token("<|im_end|>", special=True, rstrip=True),
         "900": _token("<think>"),
         "901": _token("<|mask|>", special=True, lstrip=True),
         "902": _token("cat", single_word=True, normalized=True),
+        "903": _token("<pad>"),
       },
     },
     "special_tokens_map": {"bos_token": "<not read>"},
@@ -61,7 +63,7 @@ KINDS = {
 PIECES = (
   "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot|>", "[PAD]", "<image>",
   "<|ext|>", "<think>", "<|mask|>", "cat", " cat", "cats", "Yes", " no", " ",
-  "\n", "é", "東", "🙂", "[INST]", "<unk>", " sat", "3",
+  "<pad>", "\n", "é", "東", "🙂", "[INST]", "<unk>", " sat", "3",
 )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ def test_tokens_beside_a_sentencepiece_model(tmp_path):
     "added_tokens_decoder": {
       str(size): token("<think>"),
       str(size + 1): token("<|end|>", special=True, rstrip=True),
+      str(size + 2): token("<thin"),  # The longest that fits is taken.
       str(mask): token("<mask>", special=True),
     },
     "eos_token": "<|end|>",
@@ -127,7 +128,7 @@ def test_tokens_beside_a_sentencepiece_model(tmp_path):
   folders.beside(tmp_path, tokenizer_config=beside)
   made = load_tokenizer(tmp_path)
   assert [made.id_of(x) for x in ("<think>", "<|end|>", "[PAD]")] == [
-    size, size + 1, size + 2,
+    size, size + 1, size + 3,
   ]  # fmt: skip
   ids = made.encode_rendered("a<think> b<|end|> \nc<mask>")
   cut = [size, *model.encode(" b"), size + 1, *model.encode("c"), mask]
