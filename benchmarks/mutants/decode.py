@@ -160,4 +160,9 @@ DECODING = (
   ),
 )  # fmt: skip
 
-MUTATIONS = (*DECODING, *checkpoints.MUTATIONS, *jobs.MUTATIONS, *text.MUTATIONS)
+MUTATIONS = (
+  *DECODING,
+  *checkpoints.MUTATIONS,
+  *jobs.MUTATIONS,
+  *text.MUTATIONS,
+)
