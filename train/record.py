@@ -86,6 +86,7 @@ def check_run(
       f"data.shards was {streams}, now {shards}, which does not divide it"
     )
   if changed:
+    changed.sort(key=lambda what: not what.startswith("objective"))
     raise UserError(
       f"{workdir} holds another run ({'; '.join(changed[:4])}); give another"
       " --workdir, or the settings it was started with."

@@ -1,5 +1,6 @@
 """Whole runs at toy size: going on after a kill, refusals, what is written."""
 
+import itertools
 import json
 import resource
 import shutil
@@ -118,31 +119,32 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, ordinary):
   same(state.opt_state, expected.opt_state)
 
 
-def test_steps_that_are_not_finite_are_skipped_and_stop_the_run(
-  tiny, tmp_path, ordinary
-):
-  helpers.write_checkpoint(tmp_path / "init", tiny)
-  helpers.write_tokenizer(tmp_path / "init", tiny.config)
-  data = tmp_path / "data.jsonl"
-  data.write_text('{"text": "w7 w8 w9 w10 w11 w12"}\n' * 8)
-  config = toy(
-    ar,
-    accumulate=1,
-    optimizer__lr=float("inf"),
-    optimizer__final_lr=float("inf"),
-    max_bad_steps=3,
-    steps=9,
-    data__source=str(data),
-    data__shards=1,
-    dtype="float32",
-  )
-  workdir = tmp_path / "run"
+def test_bad_steps_in_a_row_stop_the_run(tmp_path, ordinary, monkeypatch):
+  """Steps 2 to 4 are bad, after a checkpoint at step 1."""
+
+  def make_step(*_):
+    bad = itertools.chain((0, 1, 2, 3), itertools.repeat(4))
+
+    def step(state, *_):
+      n = next(bad)
+      loss = np.nan if n else 1.0
+      state = state.replace(step=state.step + 1)
+      return state, {
+        "loss": loss, "grad_norm": loss, "skipped": n, "bad_run": n,
+        "supervised": 1.0, "attended": 1.0,
+      }  # fmt: skip
+
+    return step
+
+  monkeypatch.setattr(loop, "make_step", make_step)
+  config = toy(max_bad_steps=3, steps=9, checkpoint__every=1)
   with pytest.raises(
     UserError, match="3 steps in a row .* last good checkpoint"
   ):
-    loop.train(config, workdir, str(tmp_path / "init"))
-  last = lines(workdir)[-1]
-  assert last["bad_run"] == 3 and last["skipped"] == 3
+    loop.train(config, tmp_path)
+  found = lines(tmp_path)
+  assert [x["bad_run"] for x in found] == [0, 1, 2, 3]
+  assert found[-1]["loss"] is None and found[-1]["skipped"] == 3
 
 
 def test_another_run_does_not_take_over_a_workdir(whole, ordinary):
@@ -228,6 +230,16 @@ def test_flags_that_cannot_be_are_told_in_one_line(config, change, why):
     ({"checkpoint__best": "eval/ar_accuracy"}, "should be '' or, with eval.every"),
     ({"checkpoint__best": "ar", "eval__every": 1}, "one of .*eval/ar_accuracy.*, got 'ar'"),
     ({"steps": 0}, "steps should be a whole number of at least 1"),
+    ({"seed": -1}, "seed should be a whole number of at least 0, got -1"),
+    ({"seed": 1 << 32}, "seed should be below 2"),
+    ({"optimizer__warmup": 7}, "warmup should be at most the 6 steps"),
+    ({"corruption__draft": 0.8}, "at most 1 together, got 0.8 and 0.3"),
+    ({"corruption__shift": 1.5}, r"shift should be a number in \[0, 1\], got 1.5"),
+    ({"corruption__eps": 0.0}, r"eps should be a number in \(0, 1\]"),
+    ({"optimizer__b2": 1.0}, r"b2 should be a number in \[0, 1\), got 1.0"),
+    ({"hard_weight": float("inf")}, r"hard_weight should be a number in \(0, inf\)"),
+    ({"ar_weight": float("nan")}, "ar_weight should be a number"),
+    ({"ar_weight": 0.0, "diffusion_weight": 0.0}, "both 0: nothing would be learned"),
     ({"data__source": ""}, "data.source should be"),
     ({"eval__modes": ("ar", "magic")}, "eval.modes should be among .* 'magic'"),
     ({"batch_size": 3}, "batch_size should be a multiple of data x fsdp"),

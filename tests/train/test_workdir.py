@@ -2,7 +2,9 @@
 
 import json
 import resource
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from nemodiff_jax.nn.quantize import MARK
 from tests import helpers
 from tests.train.runs import lines, toy
 from train import loop
+from train.validation import Validation
 
 METRIC = "eval/ar_accuracy"
 
@@ -30,9 +33,8 @@ def test_the_best_checkpoint_is_kept_by_a_run_that_goes_on(
     checkpoint__keep=1,
     checkpoint__every=100,
     eval__every=1,
-    steps=5,
   )
-  scores = iter((0.1, 0.9, 0.3, None, 0.2, 0.1))
+  scores = iter((0.1, 0.9, 0.3, None, 0.2, 0.1, 0.3))
 
   def evaluate(run, state, frozen, questions):
     score = next(scores)
@@ -45,16 +47,16 @@ def test_the_best_checkpoint_is_kept_by_a_run_that_goes_on(
     loop.train(config, tmp_path)
   assert steps_of(tmp_path) == [2, 3]
   loop.train(config, tmp_path)
-  assert steps_of(tmp_path) == [2, 5]
+  assert steps_of(tmp_path) == [2, 6]
 
 
 def test_metrics_on_a_full_disk_name_the_last_good_checkpoint(
   tmp_path, ordinary
 ):
   """The file of metrics cannot grow any more."""
-  config = toy(steps=2, checkpoint__every=1)
+  config = toy(checkpoint__every=1)
   loop.train(config, tmp_path)
-  (tmp_path / "checkpoints" / "2").rename(tmp_path / "later")
+  (tmp_path / "checkpoints" / "6").rename(tmp_path / "later")
   size = 1 << 20  # The checkpoint's files are smaller.
   with (tmp_path / "metrics.jsonl").open("ab") as file:
     file.write(b"\n" * size)
@@ -65,7 +67,7 @@ def test_metrics_on_a_full_disk_name_the_last_good_checkpoint(
       loop.train(config, tmp_path)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  assert f"checkpoint is {tmp_path / 'checkpoints' / '1'}" in str(e.value)
+  assert f"checkpoint is {tmp_path / 'checkpoints' / '5'}" in str(e.value)
 
 
 def test_a_start_that_failed_leaves_the_workdir_free(tiny, tmp_path, ordinary):
@@ -75,7 +77,7 @@ def test_a_start_that_failed_leaves_the_workdir_free(tiny, tmp_path, ordinary):
     loop.train(toy(data__source="absent.jsonl"), workdir, init)
   with pytest.raises(UserError, match="--init_from should name"):
     loop.train(toy(data__source="absent.jsonl"), workdir)
-  loop.train(toy(steps=1), workdir)
+  loop.train(toy(), workdir)
 
 
 def test_a_workdir_that_is_none_is_told(tmp_path, ordinary):
@@ -88,7 +90,7 @@ def test_a_workdir_that_is_none_is_told(tmp_path, ordinary):
 
 
 def test_files_that_cannot_be_read_or_written_are_named(tmp_path, ordinary):
-  config, workdir = toy(steps=2), tmp_path / "run"
+  config, workdir = toy(), tmp_path / "run"
   (workdir / "run.new").mkdir(parents=True)
   with pytest.raises(UserError, match="run.json: could not be written"):
     loop.train(config, workdir)
@@ -96,9 +98,9 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path, ordinary):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file/export: could not be written"):
     loop.train(config, workdir, None, tmp_path / "file" / "export")
-  for part in (workdir / "checkpoints" / "2" / "data").iterdir():
+  for part in (workdir / "checkpoints" / "6" / "data").iterdir():
     part.unlink()
-  with pytest.raises(UserError, match="does not fit this run"):
+  with pytest.raises(UserError, match="does not fit this run .* step 4, move"):
     loop.train(config, workdir)
 
 
@@ -113,7 +115,7 @@ def test_quantised_weights_are_no_start(folder, tmp_path, ordinary):
 def test_the_drafter_is_trained_evaluated_gone_on_with_and_exported(
   tmp_path, ordinary
 ):
-  loop.train(toy(steps=1), tmp_path / "base", None, tmp_path / "model")
+  loop.train(toy(), tmp_path / "base", None, tmp_path / "model")
   config = toy(
     objective="drafter",
     corruption__draft=1.0,
@@ -142,3 +144,107 @@ def test_the_drafter_is_trained_evaluated_gone_on_with_and_exported(
     max_new_tokens=8,
   )
   assert len(outputs) == 2
+
+
+@pytest.mark.parametrize(
+  "break_it, why",
+  [
+    (lambda p: shutil.rmtree(p / "state"), "is damaged"),
+    (lambda p: [cut(x) for x in (p / "state" / "d").iterdir()], "is damaged"),
+    (lambda p: (p / "state" / "_METADATA").unlink(), "is damaged"),
+    (lambda p: cut(p / "data" / "0.json"), "is damaged"),
+  ],
+)  # fmt: skip
+def test_a_checkpoint_half_written_is_told(
+  trained, tmp_path, ordinary, break_it, why
+):
+  """As a copy that was broken off leaves it."""
+  shutil.copytree(trained, tmp_path / "run")
+  break_it(tmp_path / "run" / "checkpoints" / "6")
+  with pytest.raises(UserError, match=f"{why}.* go on from step 4, move"):
+    loop.train(toy(), tmp_path / "run")
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(trained, tmp_path, ordinary):
+  shutil.copytree(trained, tmp_path / "run")
+  saved = tmp_path / "run" / "checkpoints"
+  (saved / "6").rename(saved / "6.orbax-checkpoint-tmp-1")
+  loop.train(toy(), tmp_path / "run")
+  assert steps_of(tmp_path / "run") == [4, 6]
+  steps = [x["step"] for x in lines(tmp_path / "run")]
+  assert steps == [1, 2, 3, 4, 5, 6]  # None twice.
+
+
+def cut(path) -> None:
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir with the checkpoints 4 and 6."""
+  workdir = tmp_path_factory.mktemp("trained")
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    loop.train(toy(), workdir)
+  return workdir
+
+
+def test_held_out_losses_are_the_same_of_the_same_parameters(
+  trained, tmp_path, ordinary, monkeypatch
+):
+  workdir, losses = tmp_path / "run", Validation.losses
+  shutil.copytree(trained, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "6")
+
+  def twice(self, *args):
+    found = losses(self, *args)
+    assert losses(self, *args) == found
+    return found
+
+  monkeypatch.setattr(Validation, "losses", twice)
+  changes = {"validation.source": "arithmetic", "validation.batches": 2}
+  loop.train(toy(**changes, validation__every=5), workdir)
+  found = [x for x in lines(workdir) if "validation/ar" in x]
+  assert [x["step"] for x in found] == [5, 6]
+  last = found[-1]
+  total = last["validation/ar"] + 1.75 * last["validation/diffusion"]
+  assert last["validation/loss"] == pytest.approx(total, rel=1e-5)
+  assert any(k.startswith("validation/diffusion/t_") for k in last)
+  assert "validation/supervised" not in last
+
+
+@pytest.mark.parametrize(
+  "text, on_error, why",
+  [
+    ("x\n", "error", "config.validation.source: .*held.jsonl:1: not JSON"),
+    ("x\n\n", "skip", "config.validation.source: .* no line of the data could"),
+    ("", "skip", "config.validation.source: .* expected lines of JSON"),
+    (None, "skip", "config.validation.source: .* expected a file of JSON lines"),
+  ],
+)  # fmt: skip
+def test_a_validation_file_without_a_usable_line(
+  tmp_path, ordinary, text, on_error, why
+):
+  path = tmp_path / "held.jsonl"
+  if text is not None:
+    path.write_text(text)
+  config = toy(validation__source=str(path), data__on_error=on_error)
+  with pytest.raises(UserError, match=why):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_workdir_of_another_objective_is_told(trained, ordinary):
+  config = toy(
+    objective="drafter",
+    corruption__draft=1.0,
+    corruption__draft_known_first=1.0,
+    corruption__hard_last=0.0,
+  )
+  with pytest.raises(UserError, match="another run .objective was 'joint'"):
+    loop.train(config, trained)
+
+
+def test_an_export_is_refused_before_the_first_step(tmp_path, ordinary):
+  (tmp_path / "diary.txt").write_text("dear")
+  with pytest.raises(UserError, match="exists and is no checkpoint folder"):
+    loop.train(toy(), tmp_path / "run", None, tmp_path)
