@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from nemodiff_jax.nn.attention import Attend
 from nemodiff_jax.nn.model import Params
 from pallas_kernels.range_attention import (
   local_attention,
@@ -17,6 +18,7 @@ from pallas_kernels.range_attention import (
   range_attention,
 )
 from train.corruption import Noisy, Rows
+from train.mesh import apart
 from train.stack import Drafter, Stack, run_stack
 
 
@@ -62,7 +64,7 @@ def clean_pass(
   index = _index(rows)
   where = DoubledPass(k_start=rows.start, k_end=index + 1, noisy=0, block=1)
   place = index - rows.start
-  return run_stack(stack, params, rows.tokens, place, where.attend)
+  return run_stack(stack, params, rows.tokens, place, _attend(stack, where))
 
 
 def doubled_pass(
@@ -100,10 +102,15 @@ def doubled_pass(
     params,
     join(noisy.tokens, rows.tokens),
     join(noisy.position - noisy.start, index - rows.start),
-    where.attend,
+    _attend(stack, where),
     drafter,
   )
   return hidden[:, :m], hidden[:, m:]
+
+
+def _attend(stack: Stack, where: DoubledPass) -> Attend:
+  heads = stack.config.num_kv_heads
+  return apart(stack.mesh, DoubledPass.attend, where, heads)
 
 
 def _index(rows: Rows) -> Int[Array, "B L"]:

@@ -1,18 +1,23 @@
 """The joint objective: causal prediction, and filling in of masks."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from nemodiff_jax.nn.layers import linear
 from nemodiff_jax.nn.model import Params
+from nemodiff_jax.nn.sharding import SPLIT
 from train.corruption import Noisy, Rows
 from train.doubled import clean_pass, doubled_pass
-from train.stack import Stack, head_kernel
+from train.mesh import ROWS, row_shards, spread, whole
+from train.stack import HEAD, Stack, head_kernel, kernel_gradients
 
 COUNTS = ("supervised", "masked", "joint")
 LEVELS = 4  # Noise levels that are reported apart.
@@ -127,7 +132,9 @@ def joint_loss(
   else:
     hidden = doubled_pass(stack, params, rows, noisy, block)
   kernel = head_kernel(stack.config, params)
-  loss, sums = weigh(joint, kernel, hidden, noisy, targets, counts)
+  loss, sums = weigh(
+    joint, kernel, hidden, noisy, targets, counts, stack.mesh
+  )
   learned = (targets[0].weight > 0).sum().astype(jnp.float32)
   seen = attended(rows, noisy, block)
   return loss, sums | {"supervised": learned, "attended": seen}
@@ -151,6 +158,7 @@ def weigh(
   noisy: Noisy | None,
   targets: tuple[Targets, Targets | None],
   counts: Counts,
+  mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """The loss of some rows from their hidden states.
 
@@ -164,7 +172,7 @@ def weigh(
   clean, masks = targets
   join = lambda a, b: jnp.concatenate([a, b], 1)
   target = clean.token if masks is None else join(masks.token, clean.token)
-  losses = token_losses(join(*hidden), kernel, target, joint.chunk)
+  losses = token_losses(join(*hidden), kernel, target, joint.chunk, mesh)
   m = hidden[0].shape[1]
   ar = (losses[:, m:] * clean.weight).sum() / counts.ar
   if noisy is None or masks is None:
@@ -182,38 +190,88 @@ def weigh(
   return joint.ar_weight * ar + joint.diffusion_weight * diffusion, sums
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def token_losses(
   hidden: Float[Array, "B T D"],
   kernel: Float[Array, "D V"],
   target: Int[Array, "B T"],
   chunk: int,
+  mesh: Mesh | None = None,
 ) -> Float[Array, "B T"]:
   """Cross entropy of each position, without ever holding [tokens, V].
 
   Runs over `chunk` positions of every row at a time and computes their logits
   again in the backward pass (a single chunk's are still there: nothing was
-  computed since); the kernel's gradient is summed in the kernel's own dtype.
+  computed since). The kernel is gathered once, in the dtype of `hidden`; its
+  gradient is summed in its own dtype, by each device for itself, and over the
+  devices once.
   """
-  batch, length = target.shape
-  pad = -length % chunk
-  acc = jnp.promote_types(hidden.dtype, jnp.float32)
+  return _losses_forward(hidden, kernel, target, chunk, mesh)[0]
 
-  def cut(x: Array) -> Array:  # [B, T, ...] -> [T / width, B, width, ...]
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-  def part(h: Array, t: Array) -> Array:
-    logits = linear(h, kernel.astype(h.dtype), acc)
+def _losses_forward(hidden, kernel, target, chunk, mesh):
+  gathered = whole(mesh, HEAD, kernel.astype(hidden.dtype))
+  one = target.shape[1] <= chunk
+
+  def part(_, x):
+    h, t = x
+    logits = _logits(h, gathered)
     chosen = jnp.take_along_axis(logits, t[..., None], -1)[..., 0]
-    return jax.nn.logsumexp(logits, -1) - chosen
+    lse = jax.nn.logsumexp(logits, -1)
+    return None, (lse - chosen, lse, logits if one else None)
 
-  if length <= chunk:
-    return part(hidden, target)
-  again = jax.checkpoint(part)
-  _, out = lax.scan(
-    lambda _, x: (None, again(*x)), None, (cut(hidden), cut(target))
-  )
-  return jnp.moveaxis(out, 0, 1).reshape(batch, -1)[:, :length]
+  parts = tuple(_cut(x, chunk) for x in (hidden, target))
+  _, (out, lse, logits) = lax.scan(part, None, parts)
+  like = jnp.zeros((), kernel.dtype)
+  saved = hidden, gathered, target, lse, logits, like
+  return _joined(out, target.shape[1]), saved
+
+
+def _losses_backward(chunk, mesh, saved, d_out):
+  hidden, gathered, target, lse, logits, like = saved
+  shards = 1 if mesh is None else row_shards(mesh)
+
+  def part(total, x):
+    (h, t, d), lse, logits = x
+    logits = _logits(h, gathered) if logits is None else logits
+    hit = lax.broadcasted_iota(t.dtype, logits.shape, 2) == t[..., None]
+    share = jnp.exp(logits - lse[..., None]) - hit.astype(logits.dtype)
+    d = (share * d[..., None]).astype(h.dtype)
+    total += kernel_gradients(shards, h, d, like.dtype)
+    total = spread(mesh, total, P(*ROWS, None, "tensor"))
+    return total, linear(d, gathered.T)
+
+  start = jnp.zeros((shards, *gathered.shape), like.dtype)
+  start = spread(mesh, start, P(*ROWS, None, "tensor"))
+  parts = tuple(_cut(x, chunk) for x in (hidden, target, d_out))
+  total, d_hidden = lax.scan(part, start, (parts, lse, logits))
+  # Over fsdp first: each device needs its part of the sum only.
+  copies = 1 if mesh is None else mesh.shape["data"]
+  total = total.reshape(copies, -1, *gathered.shape).sum(1)
+  total = spread(mesh, total, P("data", *SPLIT[HEAD])).sum(0)
+  total = spread(mesh, total, P(*SPLIT[HEAD]))
+  return _joined(d_hidden, target.shape[1]), total, None
+
+
+token_losses.defvjp(_losses_forward, _losses_backward)
+
+
+def _logits(hidden: Array, kernel: Array) -> Array:
+  return linear(hidden, kernel, jnp.promote_types(hidden.dtype, jnp.float32))
+
+
+def _cut(x: Array, width: int) -> Array:
+  """[B, T, ...] -> [T / width, B, width, ...], filled with zeros."""
+  width = min(width, x.shape[1])
+  more = -x.shape[1] % width
+  x = jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, width, *x.shape[2:]), 1, 0)
+
+
+def _joined(x: Array, length: int) -> Array:
+  """The inverse of `_cut`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def _least(x: Array) -> Array:

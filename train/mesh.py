@@ -1,30 +1,30 @@
-"""The mesh, and the one table that says how each array lies on it.
+"""The mesh of a run, and how arrays lie on it.
 
 Axes: 'data' (copies of the model), 'fsdp' (rows of the batch, and parameters
-split along them), 'tensor' (heads, ffn and vocabulary).
+split along them), 'tensor' (heads, ffn and vocabulary). Which axis of a matrix
+is split by which is said by the one table of `nemodiff_jax.nn.sharding`.
 """
 
-import re
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.nn.sharding import SPLIT, heads_apart
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))  # Of a batch.
-# The first pattern found in a parameter's path decides; layers are stacked.
-RULES = (
-  (r"lora", P()),
-  (r"embed_tokens", P("tensor", "fsdp")),
-  (r"(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
-  (r"(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
-  (r"diffusion_head/kernel", P("fsdp", "tensor")),
-)
+# Of activations [B, T, D]: between blocks a device holds some positions of its
+# rows; a matrix that is split by its outputs reads all of them.
+STREAM = P(*ROWS, "tensor", None)
+INSIDE = P(*ROWS, None, "tensor")
 
 
 def make_mesh(sizes: Sequence[int]) -> Mesh:
@@ -61,17 +61,72 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
   """
 
   def place(path, x) -> NamedSharding:
-    name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-    spec = next((s for rule, s in RULES if re.search(rule, name)), P())
-    if len(spec) > x.ndim:
-      spec = P()
-    axes = [
-      a if a and size % mesh.shape[a] == 0 else None
-      for a, size in zip(spec, x.shape, strict=False)
-    ]
-    return NamedSharding(mesh, P(*axes))
+    keys = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
+    name = next((key for key in keys if key in SPLIT), None)
+    if name is None or x.ndim < 2:
+      return NamedSharding(mesh, P())
+    layers = (None,) * (x.ndim - 2)
+    return NamedSharding(mesh, _dividing(mesh, layers + SPLIT[name], x))
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def constrain(mesh: Mesh | None, tree: Any) -> Any:
+  """A tree of parameters or of a state, laid on the mesh by the table."""
+  if _alone(mesh):
+    return tree
+  return lax.with_sharding_constraint(tree, shardings(mesh, tree))
+
+
+def by_rows(mesh: Mesh | None, x: Array) -> Array:
+  """An array of a batch, each device holding its rows and no others'."""
+  return spread(mesh, x, P(*ROWS, *(None,) * (x.ndim - 1)))
+
+
+def spread(mesh: Mesh | None, x: Array, spec: P) -> Array:
+  """X split by `spec`, less the axes that do not divide it."""
+  if _alone(mesh):
+    return x
+  spec = _dividing(mesh, spec, x)
+  return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2, 3))
+def moved(mesh: Mesh | None, x: Array, before: P, after: P) -> Array:
+  """X split as `after`; its gradient goes straight back to `before`.
+
+  It lies as `before` at first: a cast before it is not made behind it.
+  """
+  return spread(mesh, spread(mesh, x, before), after)
+
+
+moved.defvjp(
+  lambda mesh, x, before, after: (moved(mesh, x, before, after), None),
+  lambda mesh, before, after, saved, d: (spread(mesh, d, before),),
+)
+
+
+def whole(mesh: Mesh | None, name: str, matrix: Array) -> Array:
+  """A layer's matrix, gathered over fsdp; it stays split by tensor.
+
+  Args:
+    mesh: of the run; None: one device.
+    name: of the matrix in SPLIT.
+    matrix: [I, O].
+  """
+  axes = (axis if axis == "tensor" else None for axis in SPLIT[name])
+  return moved(mesh, matrix, P(*SPLIT[name]), P(*axes))
+
+
+def apart(mesh: Mesh | None, attend: Any, where: Any, kv_heads: int) -> Any:
+  """attend(where, q, k, v, memory), by each device for its rows and heads.
+
+  Nothing is exchanged: not even the largest k_end, which bounds its loops.
+  """
+  if _alone(mesh):
+    return functools.partial(attend, where)
+  axis = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+  return heads_apart(attend, where, mesh, P(*ROWS, None, axis), ROWS)
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
@@ -82,3 +137,22 @@ def place(mesh: Mesh, tree: Any) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
   return jax.tree.map(put, tree, shardings(mesh, tree))
+
+
+def _alone(mesh: Mesh | None) -> bool:
+  return mesh is None or mesh.size == 1
+
+
+def _dividing(mesh: Mesh, spec: Sequence[Any], x: Any) -> P:
+  """The axes of `spec` that divide the dimension they stand at."""
+
+  def size(axes: Any) -> int:
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return int(np.prod([mesh.shape[name] for name in names]))
+
+  return P(
+    *(
+      axes if axes and length % size(axes) == 0 else None
+      for axes, length in zip(spec, x.shape, strict=False)
+    )
+  )

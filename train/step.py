@@ -17,6 +17,7 @@ from nemodiff_jax.nn import xla
 from nemodiff_jax.nn.model import Params
 from train.corruption import Canvas, Corruption, Rows, corrupt
 from train.losses import Joint, align, count, joint_loss
+from train.mesh import constrain
 from train.stack import Stack
 
 # (params, frozen params, rows, noisy...) -> loss and sums; see `Objective`.
@@ -116,8 +117,9 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """step(state, frozen, rows, hard) -> (state, metrics); the state is donated.
 
-  A step whose loss, gradient or update is not finite changes nothing but the
-  counters.
+  A step whose loss or gradient is not finite changes nothing but the counters.
+  (That is known before the first update: to wait for the updates would keep
+  all of them in memory.) The state lies on the mesh as it came.
   """
 
   @functools.partial(jax.jit, donate_argnums=0, compiler_options=xla.TRAINING)
@@ -127,10 +129,9 @@ def make_step(
       plan, loss, state.params, frozen, per_row, shared
     )
     norm = optax.tree.norm(grads)
+    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    moved = optax.tree.norm(updates)
-    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"] + moved)
     keep = lambda new, old: jax.tree.map(
       lambda a, b: jnp.where(fine, a, b), new, old
     )
@@ -143,6 +144,7 @@ def make_step(
       bad_run=(state.bad_run + bad) * bad,
     )
     counters = {"skipped": state.skipped, "bad_run": state.bad_run}
+    state = constrain(plan.stack.mesh, state)
     return state, metrics | counters | {"grad_norm": norm}
 
   return step
@@ -156,6 +158,7 @@ def _gradients(plan, loss, params, frozen, per_row, shared):
 
   def one(part):
     (total, sums), grads = value(params, part)
+    grads = constrain(plan.stack.mesh, grads)
     return grads, sums | {"loss": total}
 
   turns = plan.accumulate

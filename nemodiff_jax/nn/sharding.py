@@ -20,19 +20,20 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 
 AXIS = "tensor"
+ALL = P()
 HEADS = P(None, None, AXIS)  # [B, T or S, heads, H]
-# The axis of each [in, out] kernel (or [V, D] table) that is split. The table
-# is not split by rows: XLA would gather all of it to look up a single token.
-_SPLIT = {
-  "q_proj": 1,
-  "k_proj": 1,
-  "v_proj": 1,
-  "o_proj": 0,
-  "gate_proj": 1,
-  "up_proj": 1,
-  "down_proj": 0,
-  "embed_tokens": 1,
-  "diffusion_head": 1,
+# Which mesh axis splits which axis of each [in, out] kernel (or [V, D] table):
+# the one table of the project. Decoding has no axis 'fsdp'.
+SPLIT = {
+  "q_proj": ("fsdp", AXIS),
+  "k_proj": ("fsdp", AXIS),
+  "v_proj": ("fsdp", AXIS),
+  "o_proj": (AXIS, "fsdp"),
+  "gate_proj": ("fsdp", AXIS),
+  "up_proj": ("fsdp", AXIS),
+  "down_proj": (AXIS, "fsdp"),
+  "embed_tokens": (AXIS, "fsdp"),
+  "diffusion_head": ("fsdp", AXIS),
 }
 _DIVIDED = ("num_kv_heads", "intermediate_size", "vocab_size", "hidden_size")
 
@@ -68,10 +69,15 @@ def spec(path: tuple[str, ...]) -> P:
 
   The scale of a quantised kernel has the kernel's output axis alone.
   """
-  axis = next((_SPLIT[key] for key in path if key in _SPLIT), None)
-  if axis is None or (path[-1] == "scale" and axis == 0):
+  name = next((key for key in path if key in SPLIT), None)
+  if name is None:
     return P()
-  return P(AXIS) if axis == 0 or path[-1] == "scale" else P(None, AXIS)
+  axis = SPLIT[name].index(AXIS)
+  if name == "embed_tokens":
+    axis = 1  # By rows, XLA would gather all of it to look up a single token.
+  if path[-1] == "scale":
+    return P(AXIS) if axis == 1 else P()
+  return P(AXIS) if axis == 0 else P(None, AXIS)
 
 
 def shard_lora(lora: Any, mesh: Mesh) -> Any:
@@ -91,13 +97,23 @@ def gather(x: Array, mesh: Mesh | None) -> Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
 
 
-def heads_apart(attend: Any, where: Any, mesh: Mesh) -> Any:
-  """attend(where, q, k, v, memory), by each device for its own heads."""
+def heads_apart(
+  attend: Any, where: Any, mesh: Mesh, heads: P = HEADS, rows: P = ALL
+) -> Any:
+  """attend(where, q, k, v, memory), by each device for its own heads.
+
+  Args:
+    attend: what is run.
+    where: its first argument.
+    mesh: the devices.
+    heads: how q, k, v and the output are split.
+    rows: how the arrays of `where` are.
+  """
   apart = jax.shard_map(
     attend,
     mesh=mesh,
-    in_specs=(P(), HEADS, HEADS, HEADS, HEADS),
-    out_specs=(HEADS, HEADS),
+    in_specs=(rows, heads, heads, heads, heads),
+    out_specs=(heads, heads),
     check_vma=False,  # Loops start from zeros, which vary on no axis.
   )
   return functools.partial(apart, where)
