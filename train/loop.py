@@ -46,6 +46,7 @@ class Run:
     optimizer: of the trained parameters.
     hard: [V] the hard tokens.
     frozen: parameters that are not trained.
+    layout: sharding of every array of the state.
   """
 
   config: ml_collections.ConfigDict
@@ -54,6 +55,7 @@ class Run:
   optimizer: optax.GradientTransformation
   hard: jax.Array
   frozen: Params
+  layout: Any
 
   @property
   def drafts(self) -> bool:
@@ -70,8 +72,9 @@ class Run:
 
   def make_step(self, block: int) -> Callable[..., Any]:
     """The step for a block length."""
-    plan = settings.make_plan(self.config, self.start.config, block)
-    return make_step(plan, self.optimizer, *self.objective)
+    model = self.start.config
+    plan = settings.make_plan(self.config, model, block, self.mesh)
+    return make_step(plan, self.optimizer, *self.objective, self.layout)
 
 
 def train(
@@ -168,7 +171,7 @@ def _begin(config, start: Start, grid, saved: Checkpoints):
     params = mesh.place(grid, start.params(config.seed))
     state = jax.jit(make, out_shardings=placed)(params)
   hard = jnp.asarray(start.hard_tokens(config.hard == "digits"))
-  return Run(config, start, grid, optimizer, hard, frozen), state
+  return Run(config, start, grid, optimizer, hard, frozen, placed), state
 
 
 @dataclasses.dataclass

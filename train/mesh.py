@@ -144,15 +144,17 @@ def _alone(mesh: Mesh | None) -> bool:
 
 
 def _dividing(mesh: Mesh, spec: Sequence[Any], x: Any) -> P:
-  """The axes of `spec` that divide the dimension they stand at."""
+  """The axes of `spec` that split the dimension they stand at, and divide it.
 
-  def size(axes: Any) -> int:
+  As XLA says it of its results: a state that comes back must be equal to one
+  that went in, or its program would be compiled twice.
+  """
+
+  def kept(axes: Any, length: int) -> Any:
     names = axes if isinstance(axes, tuple) else (axes,)
-    return int(np.prod([mesh.shape[name] for name in names]))
+    names = tuple(n for n in names if n and mesh.shape[n] > 1)
+    if length % int(np.prod([mesh.shape[n] for n in names], dtype=int)):
+      return None
+    return names if len(names) > 1 else (names or (None,))[0]
 
-  return P(
-    *(
-      axes if axes and length % size(axes) == 0 else None
-      for axes, length in zip(spec, x.shape, strict=False)
-    )
-  )
+  return P(*map(kept, spec, x.shape))

@@ -203,15 +203,18 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
 
 
 def make_plan(
-  config: ml_collections.ConfigDict, model: ModelConfig, block: int
+  config: ml_collections.ConfigDict,
+  model: ModelConfig,
+  block: int,
+  mesh: Mesh | None = None,
 ) -> Plan:
-  """The step's plan for one block length."""
+  """The step's plan for one block length, on a mesh (None: one device)."""
   joint = {
     name: config[name]
     for name in "ar_weight diffusion_weight count hard_weight chunk".split()
   }
   return Plan(
-    stack=Stack(model, jnp.dtype(config.dtype), config.remat),
+    stack=Stack(model, jnp.dtype(config.dtype), config.remat, mesh),
     joint=Joint(**joint),
     how=Corruption(**config.corruption),
     canvas=Canvas(

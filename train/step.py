@@ -114,15 +114,28 @@ def make_step(
   optimizer: optax.GradientTransformation,
   prepare: Prepare = prepare_joint,
   loss: Loss = loss_joint,
+  layout: Any = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """step(state, frozen, rows, hard) -> (state, metrics); the state is donated.
 
   A step whose loss or gradient is not finite changes nothing but the counters.
   (That is known before the first update: to wait for the updates would keep
-  all of them in memory.) The state lies on the mesh as it came.
+  all of them in memory.)
+
+  Args:
+    plan: of the run.
+    optimizer: of the parameters.
+    prepare: what the loss needs of a batch.
+    loss: of a part of the batch.
+    layout: shardings of the state, in and out; None: as XLA likes.
   """
 
-  @functools.partial(jax.jit, donate_argnums=0, compiler_options=xla.TRAINING)
+  @functools.partial(
+    jax.jit,
+    donate_argnums=0,
+    out_shardings=(layout, None),
+    compiler_options=xla.TRAINING,
+  )
   def step(state: TrainState, frozen: Params, rows: Rows, hard: Array):
     per_row, shared = prepare(plan, plan.key(state.step), rows, hard)
     grads, metrics = _gradients(
@@ -144,7 +157,6 @@ def make_step(
       bad_run=(state.bad_run + bad) * bad,
     )
     counters = {"skipped": state.skipped, "bad_run": state.bad_run}
-    state = constrain(plan.stack.mesh, state)
     return state, metrics | counters | {"grad_norm": norm}
 
   return step

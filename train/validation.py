@@ -70,7 +70,7 @@ def _open(config, start: Start) -> data.Source:
 def _make_losses(run: Any):
   """(params, frozen, rows, hard) -> metrics, without a gradient."""
   block = max(run.config.block_lengths)
-  plan = settings.make_plan(run.config, run.start.config, block)
+  plan = settings.make_plan(run.config, run.start.config, block, run.mesh)
   prepare, loss = run.objective
 
   @jax.jit
