@@ -48,10 +48,10 @@ ADAMW = ml_collections.ConfigDict(
     b2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
   )
 )  # fmt: skip
-MESHES = {  # Of each size and number of GPUs; the first that fits is enough.
-  8: ((1, 8, 1), (1, 4, 2), (1, 2, 4)),
-  32: ((1, 32, 1), (4, 8, 1), (1, 8, 4)),
-  256: ((1, 256, 1), (32, 8, 1), (8, 8, 4)),
+MESHES = {
+  8: ((1, 8, 1),),
+  32: ((1, 32, 1), (4, 8, 1)),
+  256: ((32, 8, 1), (8, 8, 4)),
 }
 
 

@@ -21,7 +21,7 @@ from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params
 from train.corruption import Noisy, Rows, corrupt
 from train.doubled import doubled_pass
-from train.stack import Drafter, head_kernel
+from train.stack import Drafter, gathered_head
 from train.step import Metrics, Plan
 
 
@@ -104,7 +104,7 @@ def make_loss(how: DrafterLoss):
   ) -> tuple[Array, Metrics]:
     (rows, noisy, keys), counts = part
     blocks = drafted_blocks(plan, how, params, frozen, rows, noisy, keys)
-    kernel = lax.stop_gradient(head_kernel(plan.stack.config, frozen))
+    kernel = gathered_head(plan.stack, frozen)
     sums = block_sums(plan, how, kernel, blocks)
     sums = {name: x / counts for name, x in sums.items()}
     return sums["distill"] + sums["cross_entropy"], sums
@@ -129,7 +129,7 @@ def drafted_blocks(
   scaled = LoraLayer(lora["a"], lora["b"] * (how.alpha / how.rank))
   drafter = Drafter(scaled, jnp.concatenate(on, 1))
   draft, _ = doubled_pass(stack, frozen, rows, noisy, c, drafter=drafter)
-  kernel = head_kernel(stack.config, frozen)
+  kernel = gathered_head(stack, frozen)
   tokens = _draft_tokens(plan, how, kernel, lax.stop_gradient(draft), keys)
   tokens = jnp.where(noisy.masked, tokens, noisy.target)
   said = dataclasses.replace(noisy, tokens=tokens)
@@ -149,7 +149,7 @@ def block_sums(
 
   @jax.checkpoint
   def part(some: Blocks) -> dict[str, Array]:
-    logits = lambda h: linear(h, kernel.astype(h.dtype), jnp.float32)
+    logits = lambda h: linear(h, kernel, jnp.float32)
     # A verifier's logits predict the next slot; slot 0 is known.
     before = jnp.roll(logits(some.verify), 1, 2)
     choice = _without(before, plan.canvas.mask_id).argmax(-1)
@@ -224,7 +224,7 @@ def _draft_tokens(plan: Plan, how, kernel, hidden, keys) -> Array:
 
   def one(_, given):
     i, h = given
-    logits = linear(h, kernel.astype(h.dtype), jnp.float32)
+    logits = linear(h, kernel, jnp.float32)
     logits = _without(logits, plan.canvas.mask_id)
     fold = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys)
     noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:]))(fold)

@@ -132,9 +132,7 @@ def joint_loss(
   else:
     hidden = doubled_pass(stack, params, rows, noisy, block)
   kernel = head_kernel(stack.config, params)
-  loss, sums = weigh(
-    joint, kernel, hidden, noisy, targets, counts, stack.mesh
-  )
+  loss, sums = weigh(joint, kernel, hidden, noisy, targets, counts, stack.mesh)
   learned = (targets[0].weight > 0).sum().astype(jnp.float32)
   seen = attended(rows, noisy, block)
   return loss, sums | {"supervised": learned, "attended": seen}

@@ -238,3 +238,9 @@ def head_kernel(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
   if config.tie_embeddings:
     return params["embed_tokens"]["embedding"].T
   return params[HEAD]["kernel"]
+
+
+def gathered_head(stack: Stack, params: Params) -> Float[Array, "D V"]:
+  """The same in the computation's dtype, gathered over fsdp; not learned."""
+  kernel = lax.stop_gradient(head_kernel(stack.config, params))
+  return whole(stack.mesh, HEAD, kernel.astype(stack.dtype))

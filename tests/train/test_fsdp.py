@@ -84,7 +84,9 @@ def test_steps_are_those_of_one_device(shape):
   for a, b in zip(alone.metrics, found.metrics, strict=True):
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
-  for a, b in zip(*map(jax.tree.leaves, (alone.states[0], found.states[0])), strict=True):
+  for a, b in zip(
+    *map(jax.tree.leaves, (alone.states[0], found.states[0])), strict=True
+  ):
     np.testing.assert_allclose(a, b, atol=2e-4)
 
 
