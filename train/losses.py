@@ -255,7 +255,8 @@ token_losses.defvjp(_losses_forward, _losses_backward)
 
 
 def _logits(hidden: Array, kernel: Array) -> Array:
-  return linear(hidden, kernel, jnp.promote_types(hidden.dtype, jnp.float32))
+  wide = hidden.dtype == jnp.float64
+  return linear(hidden, kernel, jnp.float64 if wide else jnp.float32)
 
 
 def _cut(x: Array, width: int) -> Array:
