@@ -106,7 +106,9 @@ class Job:
   def batch(self) -> tuple[Rows, Any]:
     """Shapes of the rows, and of the hard tokens."""
     where = NamedSharding(self.grid, mesh.ROWS)
-    shape = lambda dtype, *s: jax.ShapeDtypeStruct(s, dtype, sharding=where)
+    shape: Any = lambda dtype, *s: jax.ShapeDtypeStruct(
+      s, dtype, sharding=where
+    )
     b, n = self.rows, self.length
     rows = Rows(
       tokens=shape(jnp.int32, b, n),

@@ -73,7 +73,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 def constrain(mesh: Mesh | None, tree: Any) -> Any:
   """A tree of parameters or of a state, laid on the mesh by the table."""
-  if _alone(mesh):
+  if mesh is None or mesh.size == 1:
     return tree
   return lax.with_sharding_constraint(tree, shardings(mesh, tree))
 
@@ -85,9 +85,9 @@ def by_rows(mesh: Mesh | None, x: Array) -> Array:
 
 def spread(mesh: Mesh | None, x: Array, spec: P) -> Array:
   """X split by `spec`, less the axes that do not divide it."""
-  if _alone(mesh):
+  if mesh is None or mesh.size == 1:
     return x
-  spec = _dividing(mesh, spec, x)
+  spec = _dividing(mesh, tuple(spec), x)
   return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -123,7 +123,7 @@ def apart(mesh: Mesh | None, attend: Any, where: Any, kv_heads: int) -> Any:
 
   Nothing is exchanged: not even the largest k_end, which bounds its loops.
   """
-  if _alone(mesh):
+  if mesh is None or mesh.size == 1:
     return functools.partial(attend, where)
   axis = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
   return heads_apart(attend, where, mesh, P(*ROWS, None, axis), ROWS)
@@ -137,10 +137,6 @@ def place(mesh: Mesh, tree: Any) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
   return jax.tree.map(put, tree, shardings(mesh, tree))
-
-
-def _alone(mesh: Mesh | None) -> bool:
-  return mesh is None or mesh.size == 1
 
 
 def _dividing(mesh: Mesh, spec: Sequence[Any], x: Any) -> P:
