@@ -158,7 +158,7 @@ MUTATIONS = (
   _break(
     "a refusal in a batch is a 200", "cli/openai_lines.py",
     '_line(line, name, 400, {"error"', '_line(line, name, 200, {"error"',
-    f"{BATCH} method",
+    f"{BATCH} 400",
   ),
   _break(
     "two limits, the second is lost", "cli/openai_lines.py",
