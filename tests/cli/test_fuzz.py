@@ -140,6 +140,7 @@ def test_every_line_gives_a_line_and_the_others_are_served(serve, lines):
 
 
 CRUEL = [
+  {"prompt_ids": [7], "max_thinking_tokens": 2**32},
   {"prompt_ids": [7], "max_thinking_tokens": 2**31, "end_think_token_id": 2**40},
   {"prompt_ids": [7], "logprobs": 2**40},
   {"prompt_ids": [7], "max_new_tokens": 2**40},
