@@ -117,7 +117,7 @@ def call(kind, number):
   process = start("-c", script)
   assert process.stdout.readline() == "ready\n"
   process.send_signal(number)
-  out, _ = process.communicate(timeout=30)
+  out, _ = process.communicate(timeout=120)
   return process.returncode, out
 
 
