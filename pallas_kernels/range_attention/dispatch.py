@@ -1,5 +1,6 @@
 """Picks the implementation of range attention for a device and a call."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -10,11 +11,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.chips import CHIPS
-from pallas_kernels.range_attention import mosaic
+from pallas_kernels.chips import CHIPS, Chip
+from pallas_kernels.range_attention import config, mosaic
 
 IMPLEMENTATIONS = ("xla", "mosaic", "triton")
-_MOSAIC = {"9.0": "mosaic_hopper", "10.0": "mosaic_blackwell"}
+_MOSAIC = {
+  "9.0": ("mosaic_hopper", config.HOPPER),
+  "10.0": ("mosaic_blackwell", config.BLACKWELL),
+  "10.3": ("mosaic_blackwell", config.BLACKWELL),
+}
+_TRITON_MAJORS = (8, 9, 10, 12)
 _TRITON_DIMS = (16, 32, 64, 128)
 _MAX_KEYS = 2**31 - 2**16  # Positions are int32.
 
@@ -82,18 +88,46 @@ def forward(name: str) -> Callable:
   if name == "triton":
     kernel = importlib.import_module(f"{package}.triton").range_attention
     return functools.partial(kernel, capability=found)
-  return importlib.import_module(f"{package}.{_MOSAIC[found]}").range_attention
+  module, chip = _MOSAIC[found]
+  kernel = importlib.import_module(f"{package}.{module}").range_attention
+  count = processors() or chip.processors  # Known, or `resolve` refuses it.
+  chip = dataclasses.replace(chip, processors=count)
+  return functools.partial(kernel, chip=chip)
 
 
 def capability() -> str | None:
   """Compute capability of the GPU a program is traced for; None: no GPU."""
-  named = jax.sharding.get_abstract_mesh().abstract_device
-  for chip in CHIPS.values():
-    if named is not None and named.device_kind == chip.name:
-      return "{}.{}".format(*chip.capability)
+  if (chip := _named()) is not None:
+    return _text(chip)
   device = jax.devices()[0]
   found = getattr(device, "compute_capability", "")  # 'gfx...' on AMD's.
   return found if re.fullmatch(r"\d+\.\d+", found) else None
+
+
+def processors() -> int | None:
+  """Multiprocessors of the GPU a program is traced for; None: unknown.
+
+  Chips of one compute capability differ: an H20 has 78, an H200 has 132.
+  """
+  if (chip := _named()) is not None:
+    return chip.cores
+  device = jax.devices()[0]
+  if not hasattr(device, "compute_capability"):  # No GPU here: by the table.
+    alike = (c.cores for c in CHIPS.values() if _text(c) == capability())
+    return next(alike, None)
+  count = getattr(device, "core_count", None)
+  return count if isinstance(count, int) and count > 0 else None
+
+
+def _named() -> Chip | None:
+  """The chip of the abstract mesh in use, where the table has it."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  kind = None if device is None else device.device_kind
+  return next((c for c in CHIPS.values() if c.name == kind), None)
+
+
+def _text(chip: Chip) -> str:
+  return "{}.{}".format(*chip.capability)
 
 
 def _refusal(
@@ -112,6 +146,8 @@ def _refusal(
     return f"it needs jax 0.11 (Python 3.12), found jax {jax.__version__}"
   if found not in _MOSAIC:
     return f"it needs compute capability {' or '.join(_MOSAIC)}, found {found}"
+  if processors() is None:
+    return "the number of multiprocessors of the GPU cannot be read"
   return mosaic.unsupported(q_shape, k_shape, dtype)
 
 
@@ -120,6 +156,8 @@ def _triton_refusal(found: str, q_shape, k_shape, dtype) -> str | None:
     return "it needs the packages triton and jax-triton (the extra 'cuda')"
   if tuple(map(int, found.split("."))) < (8, 0):
     return f"it needs compute capability 8.0, found {found}"
+  if int(found.split(".")[0]) not in _TRITON_MAJORS:
+    return f"it is not known to serve compute capability {found}"
   if dtype not in (jnp.bfloat16, jnp.float16):
     name = jnp.dtype(dtype).name
     return f"q, k and v should be bfloat16 or float16, got {name}"

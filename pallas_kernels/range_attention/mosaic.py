@@ -1,13 +1,11 @@
 """What the Mosaic kernels share outside the kernel: plain JAX, runs anywhere.
 
 The G query heads of a key head read the same keys, so the queries of one key
-head are packed as T * G rows. A tile of rows and a split of the keys make one
-thread block. Splits are cut from the range that a tile really attends to, so
-a short row in a large cache is spread over the chip like a long one.
+head are packed as T * G rows, cut into tiles. `mosaic_plan` deals the tiles of
+keys that they attend to out to as many thread blocks as the chip holds.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax.numpy as jnp
@@ -19,9 +17,7 @@ DIMS = (64, 128)
 MAX_GROUP = 8
 ALIGN = 8  # Rows of one shared-memory tile: TMA reads whole ones.
 MAX_KEYS = 2**31 - 2**16  # Positions and tile bounds are int32.
-MAX_SPLITS = 32
 WARPGROUPS = 2  # That compute, in every thread block.
-_TURN = 4  # Start and end of a thread block, in tiles of keys.
 _BARRIERS = 3 * 1024  # And the scratch of reductions.
 _MAX_STAGES = 8
 
@@ -66,9 +62,9 @@ class Work:
     dim: head dimension H.
     row_groups: warpgroups side by side over rows: 2, or 1 where all rows fit
       one; the two then take turns over the tiles of keys.
-    tile: rows of a thread block.
-    tiles: thread blocks over the rows.
-    splits: thread blocks over the keys.
+    tile: rows that a thread block works on at a time.
+    tiles: tiles of rows of one row of the batch.
+    blocks: thread blocks for each key head; all run at once.
     stages: tiles of K and of V in the ring.
   """
 
@@ -81,7 +77,7 @@ class Work:
   row_groups: int
   tile: int
   tiles: int
-  splits: int
+  blocks: int
   stages: int
 
   @property
@@ -95,9 +91,14 @@ class Work:
     return WARPGROUPS // self.row_groups
 
   @property
+  def items(self) -> int:
+    """Bound of the pieces of work: each ends with a tile or with a block."""
+    return self.batch * self.tiles + self.blocks - 1
+
+  @property
   def parts(self) -> int:
-    """Partial results per row: each is one softmax over a share of the keys."""
-    return self.splits * self.key_groups
+    """Partial results: each is one softmax over a share of the keys."""
+    return self.items * self.key_groups
 
 
 def work(
@@ -110,21 +111,11 @@ def work(
   row_groups = 1 if queries * group <= chip.rows else WARPGROUPS
   tile = row_groups * chip.rows
   tiles = math.ceil(queries * group / tile)
-  key_tiles = math.ceil(keys / chip.block)
-  blocks = batch * kv_heads * tiles
-
-  def time(splits):
-    """In units of the time in which a processor loads a tile of keys."""
-    turns = math.ceil(blocks * splits / chip.processors)
-    # Partial results are written and read in float32, as wide as a K and a V.
-    partial = 2 * blocks * splits * (WARPGROUPS // row_groups)
-    partial *= min(tile, queries * group) / chip.block / chip.processors
-    return turns * (math.ceil(key_tiles / splits) + _TURN) + partial
-
+  most = batch * tiles * math.ceil(keys / chip.block)
   return Work(
     batch=batch, heads=kv_heads, group=group, queries=queries, keys=keys,
     dim=dim, row_groups=row_groups, tile=tile, tiles=tiles,
-    splits=min(range(1, min(key_tiles, MAX_SPLITS) + 1), key=time),
+    blocks=min(max(chip.processors // kv_heads, 1), most),
     stages=_stages(chip, row_groups, dim),
   )  # fmt: skip
 
@@ -137,6 +128,7 @@ def _stages(chip: Chip, row_groups: int, dim: int) -> int:
   """
   queries = row_groups * chip.rows * dim * 2
   weights = WARPGROUPS * chip.rows * chip.block * 2
+  weights *= not chip.register_weights
   out = WARPGROUPS * chip.rows * (chip.out_bytes + 4)
   spare = chip.shared_bytes - queries - weights - out - _BARRIERS
   stages = min(spare // (2 * chip.block * dim * 2), _MAX_STAGES)
@@ -145,17 +137,12 @@ def _stages(chip: Chip, row_groups: int, dim: int) -> int:
 
 
 def pack(
-  q: Float[Array, "B T N H"], k_end: Int[Array, "B T"], sizes: Work, block: int
-) -> tuple[
-  Float[Array, "B K R H"], Int[Array, "B rows"], Int[Array, "B tiles 3"]
-]:
-  """Packs the queries of each key head as rows, and bounds their keys.
+  q: Float[Array, "B T N H"], k_end: Int[Array, "B T"], sizes: Work
+) -> tuple[Float[Array, "B K R H"], Int[Array, "B rows"]]:
+  """Packs the queries of each key head as rows, whole tiles of them in k_end.
 
-  Returns:
-    The queries as rows; k_end of each row; and per tile of rows how many
-    tiles of keys it reads, how many of these need no mask, and one past the
-    last key it reads. The last two are equal in every layer of a model: XLA
-    computes them once.
+  Rows that fill up the last tile end where its last query does: they add no
+  tile of keys, and no mask.
   """
   batch, queries = k_end.shape
   count = queries * sizes.group
@@ -164,45 +151,4 @@ def pack(
   q = jnp.pad(q, ((0, 0), (0, 0), (0, sizes.rows - count), (0, 0)))
   ends = jnp.repeat(jnp.clip(k_end, 0, sizes.keys), sizes.group, 1)
   spare = sizes.tiles * sizes.tile - count
-  ends = jnp.pad(ends, ((0, 0), (0, spare)), mode="edge")
-  by_tile = ends.reshape(batch, sizes.tiles, sizes.tile)
-  limit = by_tile.max(-1)
-  plan = ((limit + block - 1) // block, by_tile.min(-1) // block, limit)
-  return q, ends, jnp.stack(plan, -1)
-
-
-def join(
-  out: Float[Array, "B K P R H"],
-  lse: Float[Array, "B K P R"],
-  sizes: Work,
-  dtype,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-  """Merges the partial results of each row and unpacks the rows.
-
-  Written part by part: XLA then makes two kernels of it, one for the weights
-  and lse, one for the weighted sum and its new order. A reduction over the
-  axis P takes four.
-  """
-  outs, logs = (
-    [_unpack(x[:, :, i], sizes) for i in range(sizes.parts)] for x in (out, lse)
-  )
-  if sizes.parts == 1:
-    return outs[0], logs[0]
-  # The least peak is finite, for rows whose parts are all empty.
-  peak = functools.reduce(jnp.maximum, logs, jnp.full_like(logs[0], -1e30))
-  weights = [jnp.exp(x - peak) for x in logs]
-  total = sum(weights)
-  scale = 1 / jnp.where(total == 0, 1.0, total)
-  mean = jnp.zeros_like(outs[0])
-  for x, weight in zip(outs, weights, strict=True):
-    mean += x * (weight * scale)[..., None]
-  return mean.astype(dtype), peak + jnp.log(total)
-
-
-def _unpack(x: Array, sizes: Work) -> Array:
-  """[B, K, R, ...] -> [B, T, N, ...]."""
-  count = sizes.queries * sizes.group
-  split = (sizes.batch, sizes.heads, sizes.queries, sizes.group, *x.shape[3:])
-  x = jnp.moveaxis(x[:, :, :count].reshape(split), 1, 2)
-  shape = (sizes.batch, sizes.queries, sizes.heads * sizes.group, *x.shape[4:])
-  return x.reshape(shape)
+  return q, jnp.pad(ends, ((0, 0), (0, spare)), mode="edge")

@@ -1,9 +1,11 @@
-"""Range attention for Blackwell (sm_100a): TMA ring, tcgen05, tensor memory.
+"""Range attention for Blackwell (sm_100a, sm_103a): TMA ring, tcgen05, TMEM.
 
 Two warpgroups compute, with 128 rows (T * G) each, and one loads. The scores
-and the output of a warpgroup stay in tensor memory; a thread owns a row. The
-second MMA of a tile runs while the next tile's scores are made. With at most
-128 rows the two warpgroups take turns over the tiles of keys.
+and the output of a warpgroup stay in tensor memory. Four threads share a row,
+so a row's maximum and sum take shuffles. All MMAs queue for one tensor core,
+in the order they are issued: what overlaps with the softmax of a warpgroup are
+the MMAs of the other. With at most 128 rows the two take turns over the tiles
+of keys.
 
 What bounds it on a B200 (7.7 TB/s, 2250 Tflop/s in bfloat16: 293 operations
 per byte): every key costs 4 H bytes and 4 H operations per row of its head,
@@ -23,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.range_attention import mosaic
 from pallas_kernels.range_attention import mosaic_block as block
 from pallas_kernels.range_attention.config import BLACKWELL, Chip
+from pallas_kernels.range_attention.mosaic_item import turns
 
 _TILE = plgpu.Layout.TCGEN05
 _ROW = plgpu.Layout.TCGEN05.reduce(1)
@@ -72,15 +75,15 @@ def range_attention(
 
 
 def _compute(
-  sizes, span, place, q, ends, out, lse, ring,
-  queries, weights, sums, logs, scores, acc, loaded, scored, summed,
+  sizes, item, place, q, ends, out, lse, ring,
+  queries, weights, sums, logs, scores, acc, q_full, q_free, scored, summed,
 ):  # fmt: skip
   """Attends from 128 rows to the tiles of one warpgroup."""
   mine = lax.axis_index(block.THREADS)
   weights, sums, logs, scored, summed = (
     x.at[mine] for x in (weights, sums, logs, scored, summed)
   )
-  queries = block.fetch(q, queries, loaded, place)
+  queries = block.fetch(q, queries, q_full, place)
   rows, keys = weights.shape
   scores = scores.at[:, pl.ds(mine * keys, keys)]
   part = lambda at, width: acc.at[:, pl.ds(mine * sizes.dim + at, width)]
@@ -95,12 +98,12 @@ def _compute(
   def finish(i):
     """Waits for the second MMA of tile i, and frees its V."""
     plgpu.barrier_wait(summed)
-    plgpu.barrier_arrive(ring.v_free.at[lax.rem(i, sizes.stages)])
+    plgpu.barrier_arrive(ring.v_free.at[lax.rem(item.done + i, sizes.stages)])
 
   def step(masked, j, carry):
     peak, total = carry
     i = place.turn + j * sizes.key_groups
-    slot = lax.rem(i, sizes.stages)
+    slot = lax.rem(item.done + i, sizes.stages)
     plgpu.barrier_wait(ring.k_full.at[slot])
     plgpu.tcgen05_mma(
       scores, queries, ring.k.at[slot].transpose((1, 0)), scored,
@@ -110,7 +113,7 @@ def _compute(
     plgpu.barrier_arrive(ring.k_free.at[slot])
     mask = None
     if masked:
-      left = limit - (span.first + i) * keys
+      left = limit - (item.first + i) * keys
       mask = column < lax.broadcast_in_dim(left, (rows, keys), [0])
     p, decay, peak, total = block.softmax(
       read(scores), peak, total, sizes.dim, mask
@@ -136,10 +139,11 @@ def _compute(
   full = lambda value: plgpu.layout_cast(
     jnp.full((rows,), value, jnp.float32), _ROW
   )
-  middle, count = block.turns(span, place.turn, sizes.key_groups)
+  middle, count = turns(item, place.turn, sizes.key_groups)
   carry = full(block.FLOOR), full(0.0)
   carry = lax.fori_loop(0, middle, functools.partial(step, False), carry)
   carry = lax.fori_loop(middle, count, functools.partial(step, True), carry)
+  block.release(q_free, place)
   peak, total = carry
   pl.when(count > 0)(
     lambda: finish(place.turn + (count - 1) * sizes.key_groups)
@@ -152,6 +156,6 @@ def _compute(
     return jnp.where(some > 0, value / some, 0.0)
 
   block.store(
-    finished, block.log_sum(peak, total),
+    finished, block.log_sum(peak, total, sizes.dim),
     sums, logs, out, lse, place, sizes.dim,
   )  # fmt: skip

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.range_attention import mosaic_block as block
 from pallas_kernels.range_attention.config import HOPPER, Chip
+from pallas_kernels.range_attention.mosaic_item import turns
 
 _TILE = plgpu.Layout.WGMMA
 _ROW = plgpu.Layout.WGMMA.reduce(1)
@@ -58,14 +59,14 @@ def range_attention(
 
 
 def _compute(
-  sizes, span, place, q, ends, out, lse, ring,
-  queries, sums, logs, loaded, weights,
+  sizes, item, place, q, ends, out, lse, ring,
+  queries, sums, logs, q_full, q_free, weights,
 ):  # fmt: skip
   """Attends from 64 rows to the tiles of one warpgroup."""
   mine = lax.axis_index(block.THREADS)
   sums, logs = sums.at[mine], logs.at[mine]
   weights = None if weights is None else weights.at[mine]
-  queries = block.fetch(q, queries, loaded, place)
+  queries = block.fetch(q, queries, q_full, place)
   rows, keys = queries.shape[0], ring.k.shape[1]
   limit = plgpu.load(ends.at[place.ends], layout=_ROW, optimized=False)
   shape = rows, keys
@@ -82,13 +83,13 @@ def _compute(
   def step(masked, j, carry):
     acc, peak, total = carry
     i = place.turn + j * sizes.key_groups
-    slot = lax.rem(i, sizes.stages)
+    slot = lax.rem(item.done + i, sizes.stages)
     plgpu.barrier_wait(ring.k_full.at[slot])
     scores = multiply(keys, queries, ring.k.at[slot].transpose((1, 0)))
     plgpu.barrier_arrive(ring.k_free.at[slot])
     mask = None
     if masked:
-      left = limit - (span.first + i) * keys
+      left = limit - (item.first + i) * keys
       mask = column < lax.broadcast_in_dim(left, shape, [0])
     p, decay, peak, total = block.softmax(scores, peak, total, sizes.dim, mask)
     p = p.astype(queries.dtype)
@@ -113,13 +114,14 @@ def _compute(
     full((rows,), block.FLOOR, _ROW),
     full((rows,), 0.0, _ROW),
   )
-  middle, count = block.turns(span, place.turn, sizes.key_groups)
+  middle, count = turns(item, place.turn, sizes.key_groups)
   carry = lax.fori_loop(0, middle, functools.partial(step, False), carry)
   carry = lax.fori_loop(middle, count, functools.partial(step, True), carry)
+  block.release(q_free, place)
   acc, peak, total = carry
   some = jnp.where(total > 0, total, 1.0)
   acc = acc / lax.broadcast_in_dim(some, acc.shape, [0])
   block.store(
-    lambda at, width: acc[:, at : at + width], block.log_sum(peak, total),
-    sums, logs, out, lse, place, sizes.dim,
+    lambda at, width: acc[:, at : at + width],
+    block.log_sum(peak, total, sizes.dim), sums, logs, out, lse, place, sizes.dim,
   )  # fmt: skip

@@ -41,19 +41,20 @@ class Case:
 
 CASES = (
   # One token at a time. A long row, beyond S, among short ones; one that ends
-  # with a tile, and one that is negative.
-  Case(4, 1, 392, 4, 1, 64, (400, 128, -70, 5), 4),
-  Case(1, 4, 600, 4, 1, 128, "block"),  # The ring goes around.
+  # with a tile, and one that is negative. Blocks with a piece of two rows.
+  Case(4, 1, 520, 4, 1, 64, (530, 128, -70, 5), 6),
+  Case(1, 4, 600, 4, 1, 128, "block", 1),  # The ring goes around.
   Case(1, 4, 600, 4, 1, 128, "block", scale=0),
   Case(1, 32, 128, 4, 1, 128, "causal", scale=40),  # 32 x 4 heads: 128 rows.
-  Case(2, 5, 72, 3, 1, 64, "mixed"),  # Rows that fill no tile; empty rows.
-  Case(1, 72, 136, 4, 1, 64, "causal", 8),  # Three tiles of rows on Hopper.
+  Case(2, 5, 72, 6, 2, 64, "mixed"),  # Rows that fill no tile; empty rows.
+  Case(1, 72, 136, 4, 1, 64, "causal"),  # Three tiles of rows, two blocks.
 )
 SLOW_CASES = (
   Case(2, 1, 200, 4, 1, 64),
   Case(1, 32, 128, 4, 1, 128, "causal"),
   Case(2, 1, 320, 4, 1, 64, (320, 70), scale=40),
   Case(1, 40, 256, 4, 1, 64, "causal", scale=40),
+  Case(1, 72, 136, 4, 1, 64, "causal", 8),
   Case(8, 2, 1024, 4, 1, 64, (1024, 64, 3, 0, 128, 65, 63, -1), 8),
   Case(2, 1, 512, 8, 8, 128, "ragged", 16),
   Case(2, 1, 448, 16, 2, 128, "mixed", 16),

@@ -1,20 +1,22 @@
-"""Compiles a Mosaic kernel for a GPU that is not there; prints PTX and spills.
+"""Compiles the Mosaic kernels for a GPU that is not there, and keeps the code.
 
-The compiler writes to the output of the process, so a test runs this module
-as another one: python -m tests.pallas_kernels.compile_mosaic hopper SIZES...
+The compiler looks at the environment of its process, so a test runs this
+module as another one:
+
+    python -m tests.pallas_kernels.compile_mosaic CHIP FOLDER SIZES...
+
 with SIZES as B,T,S,N,K,H, and ',smem' after it for softmax weights that go
-through shared memory.
+through shared memory. PTX, spills and shared memory are left in FOLDER.
 """
 
 import dataclasses
-import functools
 import importlib
 import os
 import re
 import sys
 
-os.environ["MOSAIC_GPU_DUMP_PTX"] = "1"
-os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+if __name__ == "__main__":
+  os.environ["MOSAIC_GPU_DUMP_TO"] = sys.argv[2]
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -23,37 +25,56 @@ import jax.numpy as jnp
 from pallas_kernels import aot
 from pallas_kernels.range_attention import config, mosaic
 
-TARGETS = {"hopper": "h200", "blackwell": "b200"}
+KERNELS = {"h200": "hopper", "b200": "blackwell", "b300": "blackwell"}
 
 
-def compile_one(name: str, case: str) -> str:
+def compile_one(target: str, case: str) -> str:
   """What one call was cut into, and the kernels that it takes."""
   sizes = case.removesuffix(",smem")
   batch, queries, keys, heads, kv_heads, dim = map(int, sizes.split(","))
-  chip = getattr(config, name.upper())
+  chip = getattr(config, KERNELS[target].upper())
   if case.endswith("smem"):
     chip = dataclasses.replace(chip, register_weights=False)
   module = importlib.import_module(
-    f"pallas_kernels.range_attention.mosaic_{name}"
+    f"pallas_kernels.range_attention.mosaic_{KERNELS[target]}"
   )
   cache = jax.ShapeDtypeStruct((batch, keys, kv_heads, dim), jnp.bfloat16)
   q = jax.ShapeDtypeStruct((batch, queries, heads, dim), jnp.bfloat16)
   ends = jax.ShapeDtypeStruct((batch, queries), jnp.int32)
-  done = aot.compile_for(
-    TARGETS[name],
-    functools.partial(module.range_attention, chip=chip),
-    q, cache, cache, ends,
-  )  # fmt: skip
+
+  def two_layers(q, k, v, ends):
+    for _ in range(2):
+      q, lse = module.range_attention(q, k, v, ends, chip=chip)
+    return q, lse
+
+  done = aot.compile_for(target, two_layers, q, cache, cache, ends)
+  once, layers = kernels(done.as_text())
   cut = mosaic.work(chip, q.shape, cache.shape)
-  entry = done.as_text().split("ENTRY")[1]
-  kernels = re.findall(r"= .*? (fusion|custom-call|copy)\(", entry)
   return (
-    f"DONE {name} {case}: blocks={batch * kv_heads * cut.tiles * cut.splits}"
-    f" parts={cut.parts} stages={cut.stages} kernels={len(kernels)}"
-    f" copies={kernels.count('copy')}"
+    f"DONE {target} {case}: blocks={kv_heads * cut.blocks} parts={cut.parts}"
+    f" stages={cut.stages} once={len(once)} layer={len(layers) / 2:g}"
+    f" copies={(once + layers).count('copy')}"
   )
 
 
+def kernels(text: str) -> tuple[list[str], list[str]]:
+  """Kernels of a program that do not need its first argument, and that do."""
+  once, layers, reached = [], [], set()
+  for line in text.split("\nENTRY")[1].splitlines()[1:]:
+    if not (found := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)", line)):
+      continue
+    name, rest = found.groups()
+    kind = re.findall(r"[\])}] (\w[\w-]*)\(", rest)[0]
+    needs = "parameter(0)" in rest or reached & set(
+      re.findall(r"%([\w.-]+)", rest)
+    )
+    if needs:
+      reached.add(name)
+    if kind in ("fusion", "custom-call", "copy"):
+      (layers if needs else once).append(kind)
+  return once, layers
+
+
 if __name__ == "__main__":
-  for one in sys.argv[2:]:
-    print(compile_one(sys.argv[1], one), flush=True)
+  for case in sys.argv[3:]:
+    print(compile_one(sys.argv[1], case), flush=True)

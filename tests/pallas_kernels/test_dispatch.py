@@ -1,5 +1,6 @@
 """Which implementation of range attention serves a call, and what it says."""
 
+import dataclasses
 import logging
 
 import jax
@@ -9,7 +10,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import aot
-from pallas_kernels.range_attention import dispatch, range_attention, reference
+from pallas_kernels.range_attention import (
+  config,
+  dispatch,
+  range_attention,
+  reference,
+)
 from tests.pallas_kernels.test_range_attention import make
 
 reason = aot.unavailable()
@@ -48,6 +54,7 @@ def pick(name, heads=8, kv_heads=2, dim=128, keys=256, dtype=jnp.bfloat16, **k):
     (None, {}, "xla"),
     ("9.0", {}, "mosaic"),
     ("10.0", {}, "mosaic"),
+    ("10.3", {}, "mosaic"),
     ("9.0", {"dtype": jnp.float32}, "xla"),
     ("9.0", {"starts": True}, "xla"),
     ("9.0", {"dim": 32}, "triton"),
@@ -57,6 +64,8 @@ def pick(name, heads=8, kv_heads=2, dim=128, keys=256, dtype=jnp.bfloat16, **k):
     ("8.9", {"dtype": jnp.float16}, "triton"),
     ("12.0", {}, "triton"),
     ("7.5", {}, "xla"),
+    ("11.0", {}, "xla"),  # Newer than what the kernels are compiled for.
+    ("13.0", {}, "xla"),
   ],
 )
 def test_none_picks_by_device_and_call(gpu, capability, call, chosen):
@@ -73,8 +82,12 @@ def test_none_picks_by_device_and_call(gpu, capability, call, chosen):
   [
     (None, "mosaic", {}, "needs an NVIDIA GPU, and JAX runs on 'cpu' here"),
     (None, "triton", {}, "needs an NVIDIA GPU, and JAX runs on 'cpu' here"),
-    ("8.0", "mosaic", {}, "needs compute capability 9.0 or 10.0, found 8.0"),
-    ("10.3", "mosaic", {}, "found 10.3"),
+    (
+      "8.0", "mosaic", {},
+      "needs compute capability 9.0 or 10.0 or 10.3, found 8.0",
+    ),
+    ("13.0", "mosaic", {}, "found 13.0"),
+    ("13.0", "triton", {}, "not known to serve compute capability 13.0"),
     ("9.0", "mosaic", {"dtype": jnp.float32}, "bfloat16, got float32"),
     ("9.0", "mosaic", {"dim": 80}, "head dimension .* got 80"),
     ("9.0", "mosaic", {"heads": 32}, "query heads per key head .* got 16"),
@@ -87,7 +100,7 @@ def test_none_picks_by_device_and_call(gpu, capability, call, chosen):
     ("8.0", "triton", {"keys": 2**31}, "keys S should be at most .*got 2147"),
     ("8.0", "triton", {"starts": True}, "takes no k_start"),
   ],
-)
+)  # fmt: skip
 def test_a_named_one_says_why_it_cannot(gpu, capability, name, call, message):
   gpu(capability)
   start = f"implementation='{name}' cannot be used: .*"
@@ -120,6 +133,48 @@ def test_a_choice_on_a_gpu_is_logged_once(gpu, caplog):
     " 128), got 80; triton: the head dimension should be one of (16, 32, 64,"
     " 128), got 80)",
   ]
+
+
+@dataclasses.dataclass
+class Device:
+  """A GPU as JAX shows it."""
+
+  core_count: object
+  compute_capability: str = "9.0"
+
+
+@needs_new_jax
+def test_the_processors_are_those_of_the_device(gpu, monkeypatch):
+  """An H20 has 78, an H200 132: the work is cut up for what is there."""
+  chip = lambda: dispatch.forward("mosaic").keywords["chip"]
+  monkeypatch.setattr(dispatch.jax, "devices", lambda: [Device(78)])
+  assert pick(None) == "mosaic" and chip().processors == 78
+  assert chip() == dataclasses.replace(config.HOPPER, processors=78)
+  h200 = jax.sharding.AbstractDevice("NVIDIA H200", None, platform="gpu")
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=h200)
+  with jax.sharding.use_abstract_mesh(mesh):  # Compiled for it, not here.
+    assert chip() == config.HOPPER
+
+
+@needs_new_jax
+@pytest.mark.parametrize(
+  ("device", "reason"),
+  [
+    (Device(None), "multiprocessors of the GPU cannot be read"),
+    (Device(0), "multiprocessors of the GPU cannot be read"),
+    (Device(200, "13.0"), "10.3, found 13.0; triton"),
+  ],
+)
+def test_an_unknown_device_is_one_line_and_xla(
+  device, reason, monkeypatch, caplog
+):
+  dispatch._say.cache_clear()
+  monkeypatch.setattr(dispatch.jax, "devices", lambda: [device])
+  monkeypatch.setattr(dispatch, "_TRITON_DIMS", ())
+  with caplog.at_level(logging.INFO):
+    assert [pick(None) for _ in range(3)] == ["xla"] * 3
+  (line,) = [r.message for r in caplog.records if "attention" in r.message]
+  assert line.startswith("range attention by xla (mosaic:") and reason in line
 
 
 def test_a_kernel_is_differentiable_through_both_outputs(monkeypatch):

@@ -74,9 +74,8 @@ def hold(case, got, q, k, v, k_end):
   want_out, want_lse = dense(q, k, v, mask)
   size, _ = dense(q, k, abs(v), mask) if case.scale else (0, 0)
   assert (abs(out - want_out) <= 2**-8 * (abs(want_out) + size) + 1e-5).all()
-  np.testing.assert_allclose(
-    np.vdot(out, want_out) / np.vdot(want_out, want_out), 1, atol=5e-4
-  )
+  along = np.vdot(out, want_out)
+  np.testing.assert_allclose(along, np.vdot(want_out, want_out), rtol=5e-4)
   np.testing.assert_allclose(lse, want_lse, rtol=2e-6, atol=2e-6)
   empty = k_end <= 0
   assert (out[empty] == 0).all() and np.isneginf(lse[empty]).all()
@@ -106,13 +105,37 @@ def test_mosaic_matches_dense_mask_without_races(case, name, interpret):
 @pytest.mark.parametrize("case", [*CASES, *SLOW_CASES], ids=str)
 def test_mosaic_matches_dense_mask_on_the_device(case, registers):
   found = jax.devices("gpu")[0].compute_capability
-  name = {"9.0": "hopper", "10.0": "blackwell"}[found]
+  name = {"9": "hopper", "10": "blackwell"}[found.split(".")[0]]
   chip = dataclasses.replace(CHIPS[name], register_weights=registers)
   q, k, v, k_end = inputs(case)
   got = kernel(name).range_attention(
     *map(jnp.asarray, (q, k, v, k_end)), chip=chip
   )
   hold(case, got, q, k, v, k_end)
+
+
+@needs_interpreter
+def test_a_store_beyond_its_row_is_refused():
+  """The chip cuts one run of bytes at the end of the array, not of the row."""
+  from pallas_kernels.range_attention import mosaic_block
+
+  shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in ((64,), (2, 4, 96))]
+  with pytest.raises(ValueError, match="whole stores of 64, got 96: the rest"):
+    mosaic_block.store(None, None, None, *shapes[:1], None, shapes[1], None, 0)
+
+
+@needs_interpreter
+def test_the_interpreter_stores_one_run_of_bytes_like_the_chip():
+  from tests.pallas_kernels import interpreter
+
+  one = slice(1, 2)
+  assert interpreter.runs((one, slice(2, 6)), (3, 4)) == [
+    (one, slice(2, 4)), (slice(2, 3), slice(0, 2)),
+  ]  # fmt: skip
+  assert interpreter.runs((2, slice(2, 9)), (3, 4)) == [
+    (slice(2, 3), slice(2, 4))
+  ]
+  assert interpreter.runs((slice(0, 2), slice(0, 2)), (3, 4)) is None
 
 
 @needs_interpreter
@@ -142,14 +165,3 @@ def test_mosaic_says_beforehand_whether_it_can_serve():
   ask = mosaic.unsupported
   assert ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.bfloat16) is None
   assert "float32" in ask((1, 1, 32, 128), (1, 4096, 8, 128), jnp.float32)
-
-
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-@pytest.mark.parametrize("queries", [1, 32, 72, 272, 512])
-@pytest.mark.parametrize("batch", [1, 8])
-def test_mosaic_fills_the_chip(chip, queries, batch):
-  """Of the time of the last turn, at most a quarter of the chip idles."""
-  sizes = mosaic.work(chip, (batch, queries, 32, 128), (batch, 32768, 8, 128))
-  blocks = batch * 8 * sizes.tiles * sizes.splits
-  turns = -(-blocks // chip.processors)
-  assert blocks >= 0.75 * turns * chip.processors
