@@ -12,8 +12,8 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from checkpoints_convert import folders, hf_folder, int8
-from checkpoints_convert.lazy import Lazy, places
+from checkpoints_convert import folders, hf_folder, int8, values
+from checkpoints_convert.lazy import Lazy
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
@@ -134,11 +134,11 @@ def plan(
     def read(name=name, released=released, stored=stored):
       ((_, value),) = tensors.read([name])
       what = f"{tensors.files[name]}: tensor {name!r}"
-      check_finite(value, what)
+      values.check_finite(value, what)
       if merge and released and released.endswith("o_proj.weight"):
-        value = _merged(value, merge, int(released.split(".")[2]))
-        check_finite(value, what, "so large is what the LoRA adds")
-      return cast(value, stored, what)
+        value = values.merge_lora(value, merge, int(released.split(".")[2]))
+        values.check_finite(value, what, "so large is what the LoRA adds")
+      return values.cast(value, stored, what)
 
     items.append(
       Item(
@@ -248,10 +248,10 @@ def summary(items: Sequence[Item], layout: Layout) -> str:
     key = f"{name}/" if layout is to_orbax else item.file
     groups.setdefault(key, []).append(item.value)
   lines = []
-  for key, values in groups.items():
-    kinds = ", ".join(sorted({str(v.dtype) for v in values}))
-    size = sized(sum(v.nbytes for v in values))
-    lines.append(f"  {key}: {len(values)} tensors, {size}, {kinds}")
+  for key, group in groups.items():
+    kinds = ", ".join(sorted({str(v.dtype) for v in group}))
+    size = sized(sum(v.nbytes for v in group))
+    lines.append(f"  {key}: {len(group)} tensors, {size}, {kinds}")
   return "\n".join(lines)
 
 
@@ -259,30 +259,6 @@ def sized(count: int) -> str:
   """A number of bytes in words, as '7.66 GB'."""
   power = min(len(_UNITS) - 1, (len(str(count)) - 1) // 3)
   return f"{count / 1000**power:.4g} {_UNITS[power]}"
-
-
-def check_finite(
-  value: np.ndarray, what: str, so: str = "the checkpoint is damaged"
-) -> None:
-  """Raises a UserError that names the first NaN or Inf, if there is one."""
-  value = np.atleast_1d(value)
-  count, first = places(value.shape, lambda rows: ~np.isfinite(value[rows]))
-  if count:
-    raise UserError(f"{what} holds NaN or Inf at {[*first]}; {so}.")
-
-
-def cast(value: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
-  """The value in another dtype.
-
-  Raises:
-    UserError: a number is too large for it.
-  """
-  if value.dtype == dtype:
-    return value
-  with np.errstate(over="ignore"):
-    value = value.astype(dtype)
-  check_finite(value, what, f"the number there is too large for {dtype}")
-  return value
 
 
 def _quantized(items: Sequence[Item]) -> list[Item]:
@@ -300,12 +276,6 @@ def _quantized(items: Sequence[Item]) -> list[Item]:
       Item(f"{item.name}_scale", item.file, scale, where),
     ]
   return out
-
-
-def _merged(value: np.ndarray, peft: Peft, layer: int) -> np.ndarray:
-  a, b = (x.astype(np.float32) for x in peft.layers[layer])
-  with np.errstate(over="ignore", invalid="ignore"):  # Checked by the caller.
-    return value.astype(np.float32) + np.float32(peft.scale) * (b @ a)
 
 
 def _in_tree(value: Lazy, transposed: bool) -> Lazy:

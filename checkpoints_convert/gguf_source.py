@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import convert, gguf_keys, hf_folder
+from checkpoints_convert import convert, gguf_keys, hf_folder, values
 from checkpoints_convert.lazy import Lazy
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io import names
@@ -147,7 +147,7 @@ class Gguf:
     tensor = self._tensors[name]
     value = self._gguf.dequantize(tensor.data, tensor.tensor_type)
     what = f"{self.path}: tensor {name!r}"
-    convert.check_finite(value, what)
+    values.check_finite(value, what)
     heads = {
       "q_proj.weight": self.config.num_heads,
       "k_proj.weight": self.config.num_kv_heads,
@@ -155,7 +155,7 @@ class Gguf:
     for end, count in heads.items():
       if name.endswith(end):
         value = unpermute(value, count)
-    return convert.cast(value, dtype, what)
+    return values.cast(value, dtype, what)
 
 
 def unpermute(value: np.ndarray, heads: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import compare, convert, folders, lazy, trimode
+from checkpoints_convert import compare, convert, folders, lazy, trimode, values
 from checkpoints_convert.orbax_folder import write_params
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
@@ -257,7 +257,7 @@ def test_differences_and_nan_are_found_in_blocks(monkeypatch, block):
   assert found == "2 of 24 values, first at [3, 1, 0]: 14 and 7"
   assert compare._first_difference(x, x) == "bytes differ, values do not"
   with pytest.raises(UserError, match=r"x holds NaN or Inf at \[4, 1, 0\]"):
-    convert.check_finite(y[1:], "x")
+    values.check_finite(y[1:], "x")
 
 
 def test_verify_tells_of_other_configs(source, tmp_path):
