@@ -118,7 +118,7 @@ DECODING = (
     "return (going, count), None", "rules accept",
   ),
   _decode(
-    "tokens behind the output are thoughts", "state.py",
+    "tokens behind the output are thoughts", "emit.py",
     "(ended & (slot < state.count[:, None])).any(1)", "ended.any(1)",
     "thinking behind_the_output",
   ),

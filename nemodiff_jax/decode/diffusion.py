@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from nemodiff_jax.decode.commit import reveal, schedule
+from nemodiff_jax.decode.emit import emit, end_thinking, is_stop
 from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -19,10 +20,7 @@ from nemodiff_jax.decode.state import (
   Picked,
   Weights,
   block_pass,
-  emit,
-  end_thinking,
   fresh_block,
-  is_stop,
   select,
   unpicked,
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.commit import reveal
+from nemodiff_jax.decode.emit import emit
 from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -17,7 +18,6 @@ from nemodiff_jax.decode.state import (
   Picked,
   Weights,
   block_pass,
-  emit,
   fresh_block,
   select,
 )

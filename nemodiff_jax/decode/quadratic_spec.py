@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nemodiff_jax.decode.emit import emit
 from nemodiff_jax.decode.sampling import read, trace
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
   Picked,
   Weights,
-  emit,
 )
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass

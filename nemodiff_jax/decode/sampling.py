@@ -13,6 +13,7 @@ from jax import lax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int
 
+from nemodiff_jax.decode.emit import end_thinking
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -20,7 +21,6 @@ from nemodiff_jax.decode.state import (
   Proposed,
   Rows,
   Weights,
-  end_thinking,
 )
 from nemodiff_jax.nn.model import head
 

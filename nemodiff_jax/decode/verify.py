@@ -7,7 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from nemodiff_jax.decode.state import DecodeState, Picked, emit
+from nemodiff_jax.decode.emit import emit
+from nemodiff_jax.decode.state import (
+  DecodeState,
+  Picked,
+)
 
 
 def accept(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nemodiff_jax.decode import sampling
 from nemodiff_jax.decode.commit import reveal, schedule
 from nemodiff_jax.decode.config import RowSettings, decode_config
+from nemodiff_jax.decode.emit import emit
 from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import (
   FULL,
@@ -17,7 +18,6 @@ from nemodiff_jax.decode.state import (
   STOPPED,
   Decoder,
   Picked,
-  emit,
   new_state,
 )
 from nemodiff_jax.decode.verify import accept
