@@ -85,6 +85,25 @@ def implementations(toy: bool) -> dict[str, Callable]:
   return {"ours": chained(ours(None)), "xla": chained(ours("xla")), **peers}
 
 
+def least_seconds(floor: measure.Floor, t: int, b: int, s: int) -> float:
+  """The floor of a call."""
+  operations = 4 * b * t * s * HEADS * DIM
+  return floor.seconds(bytes_seen(b, s), operations)
+
+
+def bytes_seen(b: int, s: int) -> int:
+  """Of the keys and values."""
+  return 2 * b * s * KV_HEADS * DIM * 2
+
+
+def call_seconds(f: Callable, call, toy: bool) -> float:
+  """Time of a call by one of `implementations`."""
+  t, b, s, causal = call
+  layers = 2 if toy else min(34, 1 + math.ceil(L2_BYTES / bytes_seen(b, s)))
+  args = on_device(shapes(t, b, s, layers)[:3])
+  return measure.seconds(f, *args, ends_of(t, b, s, causal)) / layers
+
+
 def run(toy: bool) -> None:
   """Measures every call."""
   floor = measure.floor(toy)
@@ -92,15 +111,11 @@ def run(toy: bool) -> None:
     "| T | batch | context | floor us | implementation | us | floor / time |"
   )
   print("|---|---|---|---|---|---|---|")
-  for t, b, s, causal in TOY_CALLS if toy else CALLS:
-    bytes_seen = 2 * b * s * KV_HEADS * DIM * 2
-    operations = 4 * b * t * s * HEADS * DIM
-    least = floor.seconds(bytes_seen, operations)
-    layers = 2 if toy else min(34, 1 + math.ceil(L2_BYTES / bytes_seen))
-    args = on_device(shapes(t, b, s, layers)[:3])
-    k_end = ends_of(t, b, s, causal)
+  for call in TOY_CALLS if toy else CALLS:
+    t, b, s, _ = call
+    least = least_seconds(floor, t, b, s)
     for name, f in implementations(toy).items():
-      taken = measure.seconds(f, *args, k_end) / layers
+      taken = call_seconds(f, call, toy)
       print(f"| {t} | {b} | {s} | {least * 1e6:.1f} | {name} |"
             f" {taken * 1e6:.1f} | {least / taken:.3f} |", flush=True)  # fmt: skip
 

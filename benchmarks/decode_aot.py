@@ -72,14 +72,19 @@ class Compiled:
   sums: int
   seconds: float
 
-  def per_layer(self, layers: int) -> tuple[float, float]:
-    """(kernels, GEMMs) per layer, from one attention to the next."""
+  def per_layer(self, layers: int) -> tuple[float, float, float]:
+    """Kernels per layer, of these GEMMs, and kernels outside of the layers.
+
+    Counted from one attention to the next; NaN for a single layer.
+    """
     at = [i for i, n in enumerate(self.names) if n == "kCustomCall"]
     if layers < 2 or len(at) < layers:
-      return math.nan, math.nan
+      return math.nan, math.nan, math.nan
     between = self.names[at[0] : at[len(at) // layers * (layers - 1)]]
     gemms = sum("gemm" in name.lower() for name in between)
-    return len(between) / (layers - 1), gemms / (layers - 1)
+    kernels = len(between) / (layers - 1)
+    others = len(self.names) - kernels * layers
+    return kernels, gemms / (layers - 1), others
 
 
 def compiled(chip: str, program: Program) -> Compiled:
@@ -182,9 +187,9 @@ def main(argv):
   print(f"{chip}, jax {jax.__version__}, batch 1, cache 4096, bfloat16")
   print("| size | layers | weights | mode | temporary MiB | in place MiB |"
         " cache copies | host launches per pass | attention kernels |"
-        " kernels per layer | GEMMs per layer | sums for products |"
-        " seconds |")  # fmt: skip
-  print("|---" * 13 + "|")
+        " kernels per layer | GEMMs per layer | other kernels |"
+        " sums for products | seconds |")  # fmt: skip
+  print("|---" * 14 + "|")
   for size, scheme, mode in itertools.product(
     _SIZES.value, _SCHEMES.value, _MODES.value
   ):
@@ -195,10 +200,11 @@ def main(argv):
     c = compiled(chip, Program(model, mode, attention=how, scheme=scheme))
     graph = c.body == ("kCommandBuffer",)
     launches = "1 graph" if graph else str(len(c.body))
-    launched, gemms = c.per_layer(layers)
+    launched, gemms, others = c.per_layer(layers)
     print(f"| {size} | {layers} | {scheme} | {mode} | {c.temp / 2**20:.1f} |"
           f" {c.aliased / 2**20:.0f} | {c.copies} | {launches} |"
-          f" {c.kernels} | {launched:.1f} | {gemms:.1f} | {c.sums} |"
+          f" {c.kernels} | {launched:.1f} | {gemms:.1f} | {others:.0f} |"
+          f" {c.sums} |"
           f" {c.seconds:.0f} |", flush=True)  # fmt: skip
 
 

@@ -31,16 +31,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import app, flags
 
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig, preset
 from nemodiff_jax.nn.model import Params, init_params
-from train import flops, watch
+from train import flops
 from train.corruption import Canvas, Corruption, Rows
 from train.losses import Joint, token_losses
-from train.optimizer import make_optimizer
 from train.stack import Stack, stack_layers
 from train.step import Plan, init_state, loss_joint, make_step, prepare_joint
 
@@ -139,7 +137,7 @@ def cpu() -> None:
   made = plan(SMALL, LENGTH, jnp.float32, "none")
   params = new_params(SMALL)
   batch, hard = rows(SMALL, ROWS, LENGTH), jnp.zeros(SMALL.vocab_size, bool)
-  optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, params)
+  optimizer = adamw(params)
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "batch.npz"
     peer_data(path, made, params, batch, hard)
@@ -224,17 +222,33 @@ def aot() -> None:
     )
 
 
-def mfu() -> None:
-  config = preset(_SIZE.value)
-  length = 4096 if _SIZE.value != "tiny" else 64
+def adamw(params: Params):
+  """The optimiser of a run; its packages are not on every GPU machine."""
+  import ml_collections
+
+  from train.optimizer import make_optimizer
+
+  return make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, params)
+
+
+def step_seconds(
+  config: ModelConfig, length: int, make_adamw, steps: int
+) -> tuple[float, float]:
+  """Median time of the joint step of one row, and its operations per second.
+
+  Args:
+    config: of the model, whose weights are random.
+    length: clean tokens; as many noisy ones come with them.
+    make_adamw: the optimiser for the shapes of the parameters.
+    steps: timed; two more warm up.
+  """
   made = plan(config, length, jnp.bfloat16, "full")
-  shapes = jax.eval_shape(lambda: new_params(config))
-  optimizer = make_optimizer(ml_collections.ConfigDict(ADAMW), 1000, shapes)
+  optimizer = make_adamw(jax.eval_shape(lambda: new_params(config)))
   state = jax.jit(lambda: init_state(optimizer, new_params(config)))()
   step = make_step(made, optimizer)
   batch, hard = rows(config, 1, length), jnp.zeros(config.vocab_size, bool)
   seconds = []
-  for _ in range(_STEPS.value + 2):  # Two of them warm up.
+  for _ in range(steps + 2):
     start = time.perf_counter()
     state, metrics = step(state, {}, batch, hard)
     jax.block_until_ready(metrics)
@@ -243,7 +257,15 @@ def mfu() -> None:
   # Clean queries see the row up to themselves; noisy ones what is before their
   # block, and the block.
   attended = length * (length + 1) / 2 + length * (length + BLOCK) / 2
-  rate = flops.model_operations(config, 2 * length, attended) / each
+  return each, flops.model_operations(config, 2 * length, attended) / each
+
+
+def mfu() -> None:
+  from train import watch
+
+  length = 4096 if _SIZE.value != "tiny" else 64
+  config = preset(_SIZE.value)
+  each, rate = step_seconds(config, length, adamw, _STEPS.value)
   peak = flops.peak_operations()
   share = "peak unknown" if peak is None else f"MFU {100 * rate / peak:.1f} %"
   print(

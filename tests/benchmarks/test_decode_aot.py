@@ -19,8 +19,6 @@ from pallas_kernels.chips import CHIPS
 reason = aot.unavailable()
 needs_compiler = pytest.mark.skipif(reason is not None, reason=str(reason))
 
-MOST_KERNELS = 18  # Per layer of ar.
-
 
 def gate(
   chip: str, size: str, modes: list[str], layers: int, scheme: str = "none"
@@ -56,9 +54,12 @@ def gate(
     assert float(row["temporary MiB"]) < most
     caches = layers * 2 * 4096 * 8 * 128 * 2 / 2**20
     assert int(row["in place MiB"]) >= caches
+    if layers > 1:  # What the predictions count on.
+      per_layer, others = roofline.KERNELS[row["mode"]]
+      assert float(row["kernels per layer"]) <= per_layer
+      assert float(row["other kernels"]) <= others
     if row["mode"] == "ar":
       assert row["sums for products"] == "0"
-      assert float(row["kernels per layer"]) <= MOST_KERNELS
       # q, k and v are one, so are gate and up of the 3B.
       assert float(row["GEMMs per layer"]) <= 5
 
@@ -154,3 +155,30 @@ def test_roofline_counts_the_weights_and_the_keys():
   assert got == pytest.approx(want)
   wide = roofline.pass_seconds(CHIPS["h200"], preset("8b"), 1000)
   assert wide > 1000 * read / CHIPS["h200"].flops  # Bound by operations.
+
+
+def test_roofline_adds_fixed_costs():
+  """By hand, of the 8B's ar pass; more rows and more kernels cost more."""
+  chip, model = CHIPS["h200"], preset("8b")
+  costs = roofline.COSTS
+  p = roofline.predict(chip, model, "ar", 1)
+  read = weight_bytes(Program(model, "ar").weights())
+  rate = 4.8e12 * costs.copy
+  assert p.products == pytest.approx(read / (rate * costs.few_rows))
+  keys = 2 * 8 * 128 * 2 * 4096
+  assert p.attention == pytest.approx(34 * (costs.start + keys / rate))
+  per_layer, others = roofline.KERNELS["ar"]
+  assert p.launches == pytest.approx((34 * per_layer + others) * costs.launch)
+  wide = roofline.predict(chip, model, "quadratic_spec", 272)
+  assert wide.products == pytest.approx(  # 272 rows take five tiles of 64.
+    320 * read / (989e12 * costs.rate)
+  )
+  floor = roofline.copy_floor(chip, model)
+  assert floor == pytest.approx((read + 34 * keys) / rate)
+  assert floor < p.seconds < wide.seconds
+  fewer = roofline.predict(
+    chip, model, "ar", 1, kernels=(per_layer - 1, others)
+  )
+  assert p.seconds - fewer.seconds == pytest.approx(34 * costs.launch)
+  halved = roofline.predict(chip, model, "ar", 1, weight_item=1)
+  assert halved.products == pytest.approx(p.products / 2)
