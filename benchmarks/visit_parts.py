@@ -143,11 +143,13 @@ def attention(toy: bool) -> Iterator[Row]:
   for name, f in attention_gpu.implementations(toy).items():
     for call in calls:
       t, b, s, _ = call
-      likely = known and roofline.predict_attention(known, model, t, b, s)
+      likely = None
+      if known:
+        likely = 1e6 * roofline.predict_attention(known, model, t, b, s)
 
       def one(call=call, f=f, likely=likely):
         taken = attention_gpu.call_seconds(f, call, toy)
-        return row("", taken * 1e6, "us", likely and likely * 1e6)
+        return row("", taken * 1e6, "us", likely)
 
       yield guarded(f"{name}, T {t}, batch {b}, context {s}", one)
 
@@ -158,7 +160,8 @@ def decode(toy: bool) -> Iterator[Row]:
 
   known, model = chip(), preset("tiny" if toy else "8b")
   room = {"context": 32, "capacity": 256, "new": 32} if toy else {}
-  weights = on_device(Program(model, "linear_spec", **room).weights())
+  make = functools.partial(Program, model, **room)
+  weights = on_device(make("linear_spec").weights())
 
   def one(program: Program, likely: float | None) -> Row:
     used = weights
@@ -170,8 +173,8 @@ def decode(toy: bool) -> Iterator[Row]:
     return row("", taken * 1e3, "ms", likely)
 
   for what, mode, block, scheme in LOOPS:
-    program = Program(model, mode, block=block, scheme=scheme, **room)
-    likely = known and predicted_pass(known, program) * 1e3
+    program = make(mode, block=block, scheme=scheme)
+    likely = predicted_pass(known, program) * 1e3 if known else None
     yield guarded(what, functools.partial(one, program, likely))
 
 
