@@ -25,8 +25,16 @@ train-demo: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto
 
-test-slow: $(VENV)/.dev
-	$(RUN) -m pytest -n auto -m 'slow and not gpu'
+test-slow: .venv-slow/.heavy
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} .venv-slow/bin/python -m pytest \
+	  -n auto -m 'slow and not gpu'
+
+# Peers that `make test` goes without: tokamax and what it brings, 300 MB.
+.venv-slow/.heavy: pyproject.toml
+	$(MAKE) VENV=.venv-slow .venv-slow/.dev
+	.venv-slow/bin/python -m pip install -q 'tokamax==0.0.17; \
+	  python_version >= "3.12"'
+	@touch $@
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

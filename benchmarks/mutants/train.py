@@ -11,6 +11,8 @@ _DRAFTER = ("tests/train/test_drafter.py", "-k", "export or scale")
 _RECORD = (
   "tests/train/test_resume.py", "-k", "may or later or place or streams",
 )  # fmt: skip
+_FSDP = ("tests/train/test_fsdp.py",)
+_TOKAMAX = ("tests/pallas_kernels/test_tokamax.py", "-k", "gradients")
 _SETTINGS = ("tests/train/test_run.py", "-k", "cannot_be_are_errors")
 
 
@@ -218,5 +220,33 @@ MUTATIONS: tuple[Mutation, ...] = (
   _break(
     "numbers out of their range", "settings",
     "if not (above and below):", "if not (above or below):", _SETTINGS,
+  ),
+)  # fmt: skip
+MUTATIONS += (
+  _break(
+    "kernel gradients rounded to bfloat16", "stack",
+    "preferred_element_type=dtype,", "preferred_element_type=x.dtype,",
+    ("tests/train/test_fsdp.py", "-k", "rounded"),
+  ),
+  _break(
+    "activations without a constraint", "mesh",
+    "  if mesh is None or mesh.size == 1:\n    return x\n",
+    "  if mesh is None or mesh.size > 0:\n    return x\n", _FSDP,
+  ),
+  _break(
+    "the head gathered in every chunk", "losses",
+    "gathered = whole(mesh, HEAD, kernel.astype(hidden.dtype))",
+    "gathered = kernel.astype(hidden.dtype)", _FSDP,
+  ),
+  Mutation(
+    "the gradient of lse left out",
+    "pallas_kernels/range_attention/tokamax.py",
+    "delta = delta - jnp.where(empty, 0.0, d_lse)",
+    "delta = delta - jnp.where(empty, 0.0, 0.0 * d_lse)", _TOKAMAX,
+  ),
+  Mutation(
+    "an empty range with a peak of -inf in the backward",
+    "pallas_kernels/range_attention/tokamax.py",
+    "peak = jnp.where(empty, 0.0, lse)", "peak = lse", _TOKAMAX,
   ),
 )  # fmt: skip

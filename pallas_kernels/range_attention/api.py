@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.range_attention import dispatch, reference
+from pallas_kernels.range_attention import dispatch, reference, tokamax
 
 
 def range_attention(
@@ -37,7 +37,8 @@ def range_attention(
     v: values.
     k_end: one past the last key of each query; values above S mean S.
     k_start: first key of each query, 0 when absent.
-    implementation: 'xla', 'mosaic' (Hopper and Blackwell), 'triton', or None
+    implementation: 'xla', 'mosaic' (Hopper and Blackwell), 'triton',
+      'tokamax' (Hopper, with k_start and a backward of its own), or None
       to choose by device, dtype and shape.
 
   Returns:
@@ -52,10 +53,13 @@ def range_attention(
   name = dispatch.resolve(
     implementation, q.shape, k.shape, q.dtype, starts=k_start is not None
   )
-  if name != "xla":
+  if name in ("mosaic", "triton"):
     return _on_gpu(q, k, v, k_end.astype(jnp.int32), name)
   if k_start is None:
     k_start = jnp.zeros_like(k_end)
+  if name == "tokamax":
+    ranges = k_end.astype(jnp.int32), k_start.astype(jnp.int32)
+    return tokamax.range_attention(q, k, v, *ranges)
   return reference.range_attention(q, k, v, k_end, k_start)
 
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chips import CHIPS, Chip
-from pallas_kernels.range_attention import config, mosaic
+from pallas_kernels.range_attention import config, mosaic, tokamax
 
-IMPLEMENTATIONS = ("xla", "mosaic", "triton")
+IMPLEMENTATIONS = ("xla", "mosaic", "triton", "tokamax")
 _MOSAIC = {
   "9.0": ("mosaic_hopper", config.HOPPER),
   "10.0": ("mosaic_blackwell", config.BLACKWELL),
@@ -37,7 +37,8 @@ def resolve(
 
   The device is the one of the abstract mesh in use, where a program is
   compiled for a GPU that is not there (`aot.compile_for`), else the first of
-  `jax.devices()`. None prefers 'mosaic', then 'triton', then 'xla'.
+  `jax.devices()`. None prefers 'mosaic', then 'triton', then
+  'tokamax', then 'xla'.
 
   Args:
     implementation: one of IMPLEMENTATIONS, or None to choose.
@@ -59,9 +60,9 @@ def resolve(
     return "xla"
   found = capability()
   reasons = []
-  for name in ("mosaic", "triton"):
-    if implementation not in (None, name):
-      continue
+  # Unasked, tokamax serves calls with k_start alone: those of training.
+  unasked = ("mosaic", "triton") + (("tokamax",) if starts else ())
+  for name in unasked if implementation is None else (implementation,):
     reason = _refusal(name, found, q_shape, k_shape, dtype, starts)
     if reason is None:
       _say(name, f"compute capability {found}", logging.INFO)
@@ -138,6 +139,10 @@ def _refusal(
     return (
       f"it needs an NVIDIA GPU, and JAX runs on {jax.default_backend()!r} here"
     )
+  if name == "tokamax":
+    if found != "9.0":
+      return f"it needs compute capability 9.0, found {found}"
+    return tokamax.unsupported(q_shape, k_shape, dtype)
   if starts:
     return "its kernel takes no k_start"
   if name == "triton":
