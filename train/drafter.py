@@ -76,7 +76,7 @@ def prepare_drafter(
   plan: Plan, key: Array, rows: Rows, hard: Array
 ) -> tuple[Any, Any]:
   """Blocks to draft, a key per row; and how many blocks there are."""
-  noisy = _as_draft(corrupt(key, rows, plan.how, plan.canvas, hard), plan)
+  noisy = _as_draft(corrupt(key, rows, plan.recipe, plan.canvas, hard), plan)
   draw = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 2))
   used = _fold(noisy.masked, plan.canvas.block).any(-1).sum()
   counts = jnp.maximum(used, 1).astype(jnp.float32)

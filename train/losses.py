@@ -161,7 +161,7 @@ def weigh(
   """The loss of some rows from their hidden states.
 
   The counts are those of the whole step: parts of it simply add up, on however
-  many devices and in however many turns they are computed.
+  many devices and in however many microbatches.
 
   Returns:
     The loss, and sums: 'ar', 'diffusion' (already divided by the counts), and

@@ -216,7 +216,7 @@ def make_plan(
   return Plan(
     stack=Stack(model, jnp.dtype(config.dtype), config.remat, mesh),
     joint=Joint(**joint),
-    how=Corruption(**config.corruption),
+    recipe=Corruption(**config.corruption),
     canvas=Canvas(
       noisy=config.noisy_length,
       block=block,

@@ -20,7 +20,6 @@ from train.losses import Joint, align, count, joint_loss
 from train.mesh import constrain
 from train.stack import Stack
 
-# (params, frozen params, rows, noisy...) -> loss and sums; see `Objective`.
 Metrics = dict[str, Array]
 
 
@@ -34,14 +33,14 @@ class TrainState:
     opt_state: of the optimiser.
     skipped: steps skipped so far because of a loss or gradient that is not
       finite.
-    bad_run: how many of the last steps were skipped in a row.
+    consecutive_bad: how many of the last steps were skipped.
   """
 
   step: Int[Array, ""]
   params: Params
   opt_state: Any
   skipped: Int[Array, ""]
-  bad_run: Int[Array, ""]
+  consecutive_bad: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +50,15 @@ class Plan:
   Attributes:
     stack: how the layers run.
     joint: the objective of joint training.
-    how: the corruption.
+    recipe: how rows are corrupted.
     canvas: sizes and ids of the noisy half.
-    accumulate: turns in which a batch is computed.
+    accumulate: microbatches in which a batch is computed.
     seed: of all noise.
   """
 
   stack: Stack
   joint: Joint
-  how: Corruption
+  recipe: Corruption
   canvas: Canvas
   accumulate: int = 1
   seed: int = 0
@@ -87,7 +86,7 @@ def prepare_joint(
   """(what the loss needs of each row, what it needs of the whole batch)."""
   noisy = None
   if plan.joint.diffusion_weight:
-    noisy = corrupt(key, rows, plan.how, plan.canvas, hard)
+    noisy = corrupt(key, rows, plan.recipe, plan.canvas, hard)
   targets = align(rows, noisy, hard, plan.joint.hard_weight)
   return (rows, noisy, targets), count(plan.joint, targets, noisy)
 
@@ -142,28 +141,28 @@ def make_step(
       plan, loss, state.params, frozen, per_row, shared
     )
     norm = optax.tree.norm(grads)
-    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jax.tree.map(
-      lambda a, b: jnp.where(fine, a, b), new, old
+      lambda a, b: jnp.where(finite, a, b), new, old
     )
-    bad = (~fine).astype(jnp.int32)
+    bad = (~finite).astype(jnp.int32)
     state = TrainState(
       step=state.step + 1,
       params=keep(params, state.params),
       opt_state=keep(opt_state, state.opt_state),
       skipped=state.skipped + bad,
-      bad_run=(state.bad_run + bad) * bad,
+      consecutive_bad=(state.consecutive_bad + bad) * bad,
     )
-    counters = {"skipped": state.skipped, "bad_run": state.bad_run}
+    counters = {"skipped": state.skipped, "bad_run": state.consecutive_bad}
     return state, metrics | counters | {"grad_norm": norm}
 
   return step
 
 
 def _gradients(plan, loss, params, frozen, per_row, shared):
-  """Gradient and sums of all rows, `accumulate` turns of rows / turns each."""
+  """Gradient and sums of all rows, computed in `accumulate` microbatches."""
   value = jax.value_and_grad(
     lambda p, part: loss(plan, p, frozen, (part, shared)), has_aux=True
   )
@@ -173,13 +172,11 @@ def _gradients(plan, loss, params, frozen, per_row, shared):
     grads = constrain(plan.stack.mesh, grads)
     return grads, sums | {"loss": total}
 
-  turns = plan.accumulate
-  if turns == 1:
+  microbatches = plan.accumulate
+  if microbatches == 1:
     return one(per_row)
-  # Strided, so that a turn takes rows of every device.
-  cut = lambda x: x.reshape(x.shape[0] // turns, turns, *x.shape[1:]).swapaxes(
-    0, 1
-  )
+  # Strided, so that a microbatch takes rows of every device.
+  cut = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
   parts = jax.tree.map(cut, per_row)
   shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
   start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

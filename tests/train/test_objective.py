@@ -21,7 +21,7 @@ def plan_of(tiny, **changes) -> Plan:
   given = {
     "stack": Stack(tiny.config, remat="none"),
     "joint": Joint(chunk=12, **joint),
-    "how": Corruption(),
+    "recipe": Corruption(),
     "canvas": Canvas(LENGTH, BLOCK, tiny.config.mask_id, tiny.config.eos_ids),
   }
   return Plan(**given | changes)
@@ -195,7 +195,7 @@ def test_blocks_may_start_at_the_answer_and_end_in_learned_eos(tiny):
   )
   how = Corruption(draft=1.0, draft_known_first=1.0, edges="answer", fill=True)
   canvas = Canvas(24, 8, tiny.config.mask_id, (eos,))
-  noisy = corrupted(plan_of(tiny, how=how, canvas=canvas), rows)
+  noisy = corrupted(plan_of(tiny, recipe=how, canvas=canvas), rows)
   assert noisy.before[0, ::8].tolist() == [3, 11, 0]
   assert noisy.target[0, :8].tolist() == list(range(23, 31))
   assert noisy.target[0, 8:16].tolist() == [eos] * 8
@@ -205,7 +205,7 @@ def test_blocks_may_start_at_the_answer_and_end_in_learned_eos(tiny):
 
 def test_a_shifted_block_keeps_its_prompt_tokens_clean(tiny, rows):
   how = Corruption(draft=1.0, edges="answer", shift=1.0)
-  noisy = corrupted(plan_of(tiny, how=how), rows)
+  noisy = corrupted(plan_of(tiny, recipe=how), rows)
   at = np.asarray(noisy.position)
   room = np.pad(np.asarray(rows.supervised), ((0, 0), (0, at.max() + 1)))
   learned = np.take_along_axis(room, at, 1)  # Nothing beyond the row's end.

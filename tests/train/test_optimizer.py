@@ -143,7 +143,8 @@ def test_the_first_step_learns_and_the_last_has_the_final_rate(
 
 def toy_step(optimizer):
   """A step that lowers sum(w * hard): a hard token of nan makes it bad."""
-  plan = types.SimpleNamespace(key=lambda step: step, accumulate=1)
+  stack = types.SimpleNamespace(mesh=None)
+  plan = types.SimpleNamespace(key=lambda s: s, accumulate=1, stack=stack)
   prepare = lambda plan, key, rows, hard: (rows, hard)
   loss = lambda plan, params, frozen, part: (
     (params["w"] * part[1]).sum() * part[0].sum(),
