@@ -113,8 +113,13 @@ def flat_store(original):
   return call
 
 
-def patch(monkeypatch) -> None:
-  """Gives the interpreter the rules of the chip until the test is over."""
+def patch(monkeypatch) -> list:
+  """Gives the interpreter the rules of the chip until the test is over.
+
+  Returns:
+    What is known of the races of each kernel that then runs. The interpreter
+    itself keeps those of the last one only.
+  """
   for name, made in (
     ("wgmma", checked_wgmma),
     ("copy_smem_to_gmem", marked_store),
@@ -123,3 +128,11 @@ def patch(monkeypatch) -> None:
     monkeypatch.setattr(callbacks, name, made(original))
   task = callbacks.AsyncCopySmemToGmemTask
   monkeypatch.setattr(task, "__call__", flat_store(task.__call__))
+  states, begin = [], callbacks.GPURaceDetectionState
+
+  def kept(**given):
+    states.append(begin(**given))
+    return states[-1]
+
+  monkeypatch.setattr(callbacks, "GPURaceDetectionState", kept)
+  return states
