@@ -67,7 +67,7 @@ def test_aot_of_two_copies_of_the_model():
   assert total <= 218_103_808 * (8 * 3 / 4 + 4 / 4) * 1.01
 
 
-def test_aot_of_the_guard_against_bad_steps():
+def test_aot_of_the_guard_against_bad_steps(ordinary):
   """3B: gradients and activations, and no second copy of the parameters."""
   job = Job(preset("3b"), (1, 1, 1), 1)
   memory = step(job).memory_analysis()
