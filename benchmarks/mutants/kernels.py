@@ -240,11 +240,7 @@ PLAN = (
   ),
   _miscount(
     "what is left over is for the last", "mosaic_plan.py",
-    "jnp.minimum(at, more)", "(at == blocks) * more",
-  ),
-  _miscount(
-    "an item begins a tile of rows late", "mosaic_plan.py",
-    "start[None, 1:-1] <= cut[:-1, None]", "start[None, 1:-1] < cut[:-1, None]",
+    "jnp.minimum(at, more)", "jnp.where(at == blocks, more, 0)",
   ),
   _miscount(
     "the merge reads a part too few", "mosaic_plan.py",
