@@ -60,7 +60,8 @@ def test_a_reply_is_right_if_it_ends_with_the_answer(text, right):
 
 @pytest.mark.slow
 def test_the_demo_goes_through_all_stages(tmp_path, ordinary, capsys):
-  found = demo.run(tmp_path, speed=100)
+  found = demo.run(tmp_path, tmp_path / "model", speed=100)
   assert len(found) == 3
   said = capsys.readouterr().out
   assert all(f"| {stage} |" in said for stage in demo.STEPS)
+  assert (tmp_path / "model" / "config.json").exists()
