@@ -13,6 +13,10 @@ _RECORD = (
 )  # fmt: skip
 _FSDP = ("tests/train/test_fsdp.py",)
 _TOKAMAX = ("tests/pallas_kernels/test_tokamax.py", "-k", "gradients")
+_GUARD = ("tests/train/test_optimizer.py", "-k", "bad_step")
+_CHUNKS = (
+  "tests/pallas_kernels/test_range_attention.py", "-k", "keys_per or wide",
+)  # fmt: skip
 _SETTINGS = ("tests/train/test_run.py", "-k", "cannot_be_are_errors")
 
 
@@ -248,5 +252,27 @@ MUTATIONS += (
     "an empty range with a peak of -inf in the backward",
     "pallas_kernels/range_attention/tokamax.py",
     "peak = jnp.where(empty, 0.0, lse)", "peak = lse", _TOKAMAX,
+  ),
+  _break(
+    "a bad step moves parameters", "step",
+    "params=keep(params, state.params)", "params=params", _GUARD,
+  ),
+  _break(
+    "a bad step moves moments", "step",
+    "opt_state=keep(opt_state, state.opt_state)", "opt_state=opt_state", _GUARD,
+  ),
+  Mutation(
+    "training reads keys as decoding does", "pallas_kernels/range_attention/api.py",
+    "training = k_start is not None", "training = False", _CHUNKS,
+  ),
+  Mutation(
+    "decoding reads keys as training does", "pallas_kernels/range_attention/api.py",
+    "training = k_start is not None", "training = True", _CHUNKS,
+  ),
+  Mutation(
+    "turns add no gradients of keys",
+    "pallas_kernels/range_attention/reference.py",
+    "return jax.tree.map(jnp.add, total, tuple(more)), dq",
+    "return tuple(more), dq", _CHUNKS,
   ),
 )  # fmt: skip

@@ -55,12 +55,14 @@ def range_attention(
   )
   if name in ("mosaic", "triton"):
     return _on_gpu(q, k, v, k_end.astype(jnp.int32), name)
+  # Decoding gives no k_start, and keeps to chunks as small as a page.
+  training = k_start is not None
   if k_start is None:
     k_start = jnp.zeros_like(k_end)
   if name == "tokamax":
     ranges = k_end.astype(jnp.int32), k_start.astype(jnp.int32)
     return tokamax.range_attention(q, k, v, *ranges)
-  return reference.range_attention(q, k, v, k_end, k_start)
+  return reference.range_attention(q, k, v, k_end, k_start, training)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -1,11 +1,15 @@
 """Range attention in plain JAX: the semantics, and what runs without a GPU.
 
 Flash attention over chunks of keys. The number of chunks is read from k_end
-at run time, so a short row in a large cache costs what the row costs. On a CPU
-many queries are taken in turns, each of which reads its own keys only. A chunk
-that is masked for a row changes nothing in it, to the last bit, so results do
-not depend on the rest of the batch.
+at run time, so a short row in a large cache costs what the row costs. Many
+queries on a CPU, and those of training everywhere, are taken in turns, each of
+which reads its own keys only. Off the CPU the chunks of training are wide, since
+each one reads and writes the sums of all queries of a turn. A chunk that is
+masked for a row changes nothing in it, to the last bit, so results do not depend
+on the rest of the batch.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +18,56 @@ from jaxtyping import Array, Float, Int
 
 CHUNK = 128  # Keys per step: small enough that a chunk stays in cache.
 QUERIES = 128  # Likewise on a CPU: queries per turn, each with its own keys.
+# Queries per turn and keys per step of training off the CPU: as many scores at
+# a time as 8192 queries have with 128 keys.
+WIDE = 2048, 512
 _MASKED = -1e30
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def range_attention(
   q: Float[Array, "B T N H"],
   k: Float[Array, "B S K H"],
   v: Float[Array, "B S K H"],
   k_end: Int[Array, "B T"],
   k_start: Int[Array, "B T"],
+  training: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-  """See `api.range_attention`; the arguments are taken as checked."""
+  """See `api.range_attention`; the arguments are taken as checked.
 
-  def in_turns(q, k, v, k_end, k_start):
-    turn = lambda x: _attend(x[0], k, v, *x[1:])
-    parts = tuple(_cut(x) for x in (q, k_end, k_start))
-    return _joined(lax.map(turn, parts), q.shape[1])
-
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    k_end: one past the last key of each query.
+    k_start: first key of each query.
+    training: whether many queries are taken as WIDE says, off the CPU.
+  """
   if q.shape[1] <= QUERIES:
     return _attend(q, k, v, k_end, k_start)
   return lax.platform_dependent(
-    q, k, v, k_end, k_start, cpu=in_turns, default=_attend
+    *(q, k, v, k_end, k_start),
+    cpu=functools.partial(_attend_in_turns, QUERIES, CHUNK),
+    default=functools.partial(_attend_in_turns, *WIDE) if training else _attend,
   )
 
 
-def _attend(q, k, v, k_end, k_start):
+def _attend_in_turns(turn, size, q, k, v, k_end, k_start):
+  one = lambda x: _attend(x[0], k, v, *x[1:], size=size)
+  parts = tuple(_cut(x, turn) for x in (q, k_end, k_start))
+  return _joined(lax.map(one, parts), q.shape[1])
+
+
+def _attend(q, k, v, k_end, k_start, size=CHUNK):
   batch, queries, heads, dim = q.shape
+  size = min(size, k.shape[1])
   acc = accumulator(q.dtype)
   q = _group(q, k.shape[2])
   row = q.shape[:-1]  # [B, K, T, G]
 
   def body(i, carry):
     out, peak, total = carry
-    k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
+    k_i, v_i, mask = _chunk(i, size, k, v, k_end, k_start)
     scores = jnp.where(mask, _scores(q, k_i), _MASKED)
     peak_i = jnp.maximum(peak, scores.max(-1))  # Above _MASKED: see start.
     weights = jnp.exp(scores - peak_i[..., None])  # 0 where masked.
@@ -61,7 +81,7 @@ def _attend(q, k, v, k_end, k_start):
     jnp.full(row, _MASKED / 2, acc),
     jnp.zeros(row, acc),
   )
-  first, last = _chunk_range(k.shape[1], k_end, k_start)
+  first, last = _chunk_range(size, k.shape[1], k_end, k_start)
   out, peak, total = lax.fori_loop(first, last, body, start)
   empty = total == 0
   total = jnp.where(empty, 1.0, total)
@@ -72,8 +92,8 @@ def _attend(q, k, v, k_end, k_start):
   return out.astype(q.dtype), lse
 
 
-def _forward(q, k, v, k_end, k_start):
-  out, lse = range_attention(q, k, v, k_end, k_start)
+def _forward(q, k, v, k_end, k_start, training):
+  out, lse = range_attention(q, k, v, k_end, k_start, training)
   return (out, lse), (q, k, v, k_end, k_start, out, lse)
 
 
@@ -91,28 +111,33 @@ def backward(saved, cotangents):
   # What has a row per query: q, k_end, k_start, out, lse and the cotangents.
   rows = (saved[0], *saved[3:], *cotangents)
 
-  def in_turns(k, v, *rows):
-    def turn(total, rows):
-      dq, *more = _backward(k, v, *rows)
-      return jax.tree.map(jnp.add, total, tuple(more)), dq
-
-    zeros = (jnp.zeros(k.shape, acc), jnp.zeros(v.shape, acc))
-    (dk, dv), dq = lax.scan(turn, zeros, tuple(_cut(x) for x in rows))
-    return _joined(dq, queries), dk, dv
-
-  acc = saved[-1].dtype
   if queries <= QUERIES:
     dq, dk, dv = _backward(k, v, *rows)
   else:
     dq, dk, dv = lax.platform_dependent(
-      k, v, *rows, cpu=in_turns, default=_backward
+      *(k, v, *rows),
+      cpu=functools.partial(_backward_in_turns, QUERIES, CHUNK),
+      default=functools.partial(_backward_in_turns, *WIDE),
     )
   return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse):
+def _backward_in_turns(turn, size, k, v, *rows):
+  acc = rows[-1].dtype
+
+  def one(total, rows):
+    dq, *more = _backward(k, v, *rows, size=size)
+    return jax.tree.map(jnp.add, total, tuple(more)), dq
+
+  zeros = (jnp.zeros(k.shape, acc), jnp.zeros(v.shape, acc))
+  (dk, dv), dq = lax.scan(one, zeros, tuple(_cut(x, turn) for x in rows))
+  return _joined(dq, rows[0].shape[1]), dk, dv
+
+
+def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse, size=CHUNK):
   """Gradients of q, and of k and v in the accumulator's dtype."""
   acc = lse.dtype
+  size = min(size, k.shape[1])
   delta = (d_out.astype(acc) * out.astype(acc)).sum(-1)
   delta = delta - jnp.where(jnp.isneginf(lse), 0.0, d_lse)
   lse = jnp.where(jnp.isneginf(lse), 0.0, lse)
@@ -123,14 +148,14 @@ def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse):
 
   def body(i, carry):
     dq, dk, dv = carry
-    k_i, v_i, mask = _chunk(i, k, v, k_end, k_start)
+    k_i, v_i, mask = _chunk(i, size, k, v, k_end, k_start)
     weights = jnp.where(mask, jnp.exp(_scores(q, k_i) - lse), 0.0)
     d_weights = product("bktgh,bskh->bktgs", d_out, v_i)
     d_scores = (weights * (d_weights - delta) * scale).astype(q.dtype)
     dq += product("bktgs,bskh->bktgh", d_scores, k_i)
     dk_i = product("bktgs,bktgh->bskh", d_scores, q)
     dv_i = product("bktgs,bktgh->bskh", weights.astype(q.dtype), d_out)
-    at = _chunk_start(i, k.shape[1])
+    at = _chunk_start(i, size, k.shape[1])
     return dq, _add_at(dk, dk_i, at), _add_at(dv, dv_i, at)
 
   start = (
@@ -138,13 +163,13 @@ def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse):
     jnp.zeros(k.shape, acc),
     jnp.zeros(v.shape, acc),
   )
-  first, last = _chunk_range(k.shape[1], k_end, k_start)
+  first, last = _chunk_range(size, k.shape[1], k_end, k_start)
   dq, dk, dv = lax.fori_loop(first, last, body, start)
   dq = dq.transpose(0, 2, 1, 3, 4).reshape(out.shape)
   return dq.astype(q.dtype), dk, dv
 
 
-range_attention.defvjp(_forward, backward)
+range_attention.defvjp(_forward, lambda _, *given: backward(*given))
 
 
 def accumulator(dtype) -> jnp.dtype:
@@ -169,11 +194,12 @@ def product(spec: str, a: Array, b: Array) -> Array:
   )
 
 
-def _cut(x: Array) -> Array:
-  """[B, T, ...] -> [turns, B, QUERIES, ...]; fill is 0, and sees nothing."""
-  more = -x.shape[1] % QUERIES
+def _cut(x: Array, turn: int) -> Array:
+  """[B, T, ...] -> [turns, B, turn, ...]; fill is 0, and sees nothing."""
+  turn = min(turn, x.shape[1])
+  more = -x.shape[1] % turn
   x = jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
-  return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, turn, *x.shape[2:]), 1, 0)
 
 
 def _joined(tree, queries: int):
@@ -198,23 +224,19 @@ def _scores(q: Array, k: Array) -> Array:
   return scores * jnp.asarray(q.shape[-1] ** -0.5, scores.dtype)
 
 
-def _chunk_range(keys: int, k_end, k_start) -> tuple[Array, Array]:
-  size = min(CHUNK, keys)
+def _chunk_range(size: int, keys: int, k_end, k_start) -> tuple[Array, Array]:
   last = (jnp.minimum(k_end.max(), keys) + size - 1) // size
   return k_start.min() // size, last
 
 
-def _chunk_start(i, keys: int):
+def _chunk_start(i, size: int, keys: int):
   """The last chunk is moved back so that it does not pass the end."""
-  size = min(CHUNK, keys)
   return jnp.minimum(i * size, keys - size)
 
 
-def _chunk(i, k, v, k_end, k_start):
+def _chunk(i, size: int, k, v, k_end, k_start):
   """Chunk i of keys and values, with what lies beyond every query as zeros."""
-  keys = k.shape[1]
-  size = min(CHUNK, keys)
-  at = _chunk_start(i, keys)
+  at = _chunk_start(i, size, k.shape[1])
   k, v = (lax.dynamic_slice_in_dim(x, at, size, 1) for x in (k, v))
   pos = (at + jnp.arange(size)).astype(k_end.dtype)
   fresh = pos >= i * size  # A moved chunk repeats keys of the one before.

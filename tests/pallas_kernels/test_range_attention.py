@@ -1,5 +1,7 @@
 """Range attention against a dense float64 mask."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from pallas_kernels.range_attention import (
   local_attention,
   merge,
   range_attention,
+  reference,
 )
-from pallas_kernels.range_attention.reference import CHUNK, QUERIES
+from pallas_kernels.range_attention.reference import CHUNK, QUERIES, WIDE
 from tests.pallas_kernels.cases import dense, make
 
 # B, T, S, N, K, H
@@ -70,6 +73,50 @@ def test_a_row_does_not_depend_on_the_others():
 
 @pytest.mark.parametrize("shape", SHAPES[:5])
 def test_gradients_match_dense(shape):
+  gradients_match_dense(shape)
+
+
+def test_gradients_match_dense_in_wide_chunks(monkeypatch):
+  """Programs of other platforms: two turns, a last chunk that is moved back."""
+  other = lambda *args, cpu, default: default(*args)
+  monkeypatch.setattr(reference.lax, "platform_dependent", other)
+  turn, keys = WIDE
+  gradients_match_dense((1, turn + 22, 2 * keys + 76, 2, 1, 4))
+
+
+@pytest.mark.parametrize(
+  ("platform", "queries", "starts", "backward", "keys"),
+  [
+    ("cuda", QUERIES + 1, True, False, 512),  # Training.
+    ("cuda", QUERIES + 1, True, True, 512),
+    ("cuda", QUERIES + 1, False, False, 128),  # A prefill: a page at a time.
+    ("cuda", QUERIES, True, True, 128),
+    ("cpu", QUERIES + 1, True, False, 128),
+    ("cpu", QUERIES + 1, True, True, 128),
+  ],
+)
+def test_keys_per_step(platform, queries, starts, backward, keys):
+  """What a step reads of the keys, in the program for a platform."""
+
+  def f(q, k, bound):
+    start = bound if starts else None
+    return range_attention(q, k, k, bound, k_start=start, implementation="xla")[
+      0
+    ].sum()
+
+  shape = lambda dtype, *s: jax.ShapeDtypeStruct(s, dtype)
+  args = (
+    shape(jnp.float32, 1, queries, 2, 16),
+    shape(jnp.float32, 1, 2048, 1, 16),
+    shape(jnp.int32, 1, queries),
+  )
+  program = jax.jit(jax.grad(f) if backward else f).trace(*args)
+  text = program.lower(lowering_platforms=(platform,)).as_text()
+  read = re.findall(r"dynamic_slice .*sizes = \[1, (\d+), 1, 16\]", text)
+  assert set(read) == {str(keys)}
+
+
+def gradients_match_dense(shape):
   q, k, v, k_end, k_start = map(jnp.asarray, make(shape, 2))
   rng = np.random.default_rng(3)
   weigh_out = jnp.asarray(rng.standard_normal(q.shape).astype(np.float32))
