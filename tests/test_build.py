@@ -169,6 +169,29 @@ def test_requirements_name_every_given_package():
   assert wanted <= set(text.splitlines())
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+def test_only_the_slow_tests_install_tokamax():
+  """The very requirement of the extra `cuda`, as pip is handed it."""
+
+  def recipe(target: str) -> list[str]:
+    command = ["make", "-n", "-B", target]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return re.findall(r"(?:.*\\\n)*.+", out.stdout)  # With its line ends.
+
+  assert not any("tokamax" in command for command in recipe("test"))
+  pip = ".venv-slow/bin/python -m pip install -q "
+  (command,) = [x for x in recipe("test-slow") if "tokamax" in x]
+  assert command.startswith(pip)
+  shown = ["sh", "-c", "printf %s " + command.removeprefix(pip)]
+  given = subprocess.run(shown, cwd=ROOT, capture_output=True, text=True)
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  extras = project["optional-dependencies"]
+  assert given.stdout in extras["cuda"]
+  for extra in ("hub", "train", "convert", "aot", "dev"):
+    assert not any("tokamax" in x for x in extras[extra])
+
+
 def test_readme_tree_is_the_real_one():
   """Every path that the README's file tree names exists, and the other way."""
   readme = (ROOT / "README.md").read_text()
