@@ -90,13 +90,14 @@ def xla_bytes(c: ModelConfig, length: int, kernel: Kernel) -> tuple[int, int]:
   # Forward: scores in float32, weights in bfloat16. Backward: scores and the
   # gradient of the weights in float32, and both in bfloat16.
   forward, backward = 2 * (4 + 2), 2 * (4 + 4 + 2 + 2)
-  # For each chunk, a product's float32 result and the sum it is added to.
-  sums = 2 * (4 + 4) * c.head_dim
+  # For each chunk the float32 sums of the queries, forward the product that is
+  # added to them too (backward XLA adds it within the product).
+  sums = 2 * 4 * c.head_dim
   # Queries in bfloat16; backward they and the output's gradient, twice each.
   reads = 2 * c.head_dim
   chunks = pairs // kernel.chunk
   return (
-    pairs * forward + chunks * (sums + reads),
+    pairs * forward + chunks * (2 * sums + reads),
     pairs * backward + chunks * (sums + 4 * reads),
   )
 
