@@ -1,5 +1,6 @@
 """Strict JAX settings for every test, and models small enough to reason on."""
 
+import signal
 from pathlib import Path
 
 import jax
@@ -7,6 +8,9 @@ import pytest
 
 from tests import helpers
 
+# A suite that a shell put in the background ignores Ctrl-C, and so would the
+# commands that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

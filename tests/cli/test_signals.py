@@ -25,6 +25,14 @@ def start(*command, **how):
   )  # fmt: skip
 
 
+def finish(process, timeout):
+  """Its output; whatever happens, it does not outlive the test."""
+  try:
+    return process.communicate(timeout=timeout)
+  finally:
+    process.kill()
+
+
 def signal_in_a_batch(tmp_path, number, seed):
   """Starts a job of 96, signals while the second batch is computed."""
   path, out = tmp_path / "in.jsonl", tmp_path / f"out{seed}.jsonl"
@@ -43,7 +51,7 @@ def signal_in_a_batch(tmp_path, number, seed):
     time.sleep(0.01)
   time.sleep(random.Random(seed).random() * 0.3)
   process.send_signal(number)
-  _, err = process.communicate(timeout=60)
+  _, err = finish(process, 60)
   return process.returncode, err, out.read_bytes()
 
 
@@ -117,7 +125,7 @@ def call(kind, number):
   process = start("-c", script)
   assert process.stdout.readline() == "ready\n"
   process.send_signal(number)
-  out, _ = process.communicate(timeout=120)
+  out, _ = finish(process, 120)
   return process.returncode, out
 
 
