@@ -123,7 +123,10 @@ def _logits_bytes(
     copies = 2
   if sampled:
     copies = 8 if is_filtered(sampled) else 4
-  return 4 * copies * rows * slots * model.vocab_size
+  logits = 4 * copies * rows * slots * model.vocab_size
+  if config.mode in ("diffusion", "linear_spec"):
+    logits += 4 * batch * slots**2  # Each confidence against the others.
+  return logits
 
 
 def check_memory(

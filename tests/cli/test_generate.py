@@ -297,7 +297,7 @@ def test_one_line_that_does_not_fit_is_one_error_line(
 ):
   from nemodiff_jax.decode import memory
 
-  monkeypatch.setattr(memory, "free_memory", lambda: 3 * 2**20)
+  monkeypatch.setattr(memory, "free_memory", lambda: 2**20)
   path = tmp_path / "in.jsonl"
   write(
     path,

@@ -8,6 +8,7 @@ import pytest
 
 from nemodiff_jax.decode import driver, memory, prefill, rows
 from nemodiff_jax.decode.abstract import abstract_decode
+from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import Transformer
@@ -72,6 +73,20 @@ def test_estimate_is_what_is_compiled(mode, batch, prompt, new, row):
   assert needs.work == pytest.approx(work, rel=0.3)
   given = needs.total - needs.work
   assert given == pytest.approx(arguments, rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "linear_spec"])
+def test_ranks_of_a_long_block_are_counted(mode):
+  """A block of 200,000 is refused, not tried."""
+  size = 1024
+  kinds = (jnp.float32, bool)
+  block = [jax.ShapeDtypeStruct((3, size), kind) for kind in kinds]
+  row = [jax.ShapeDtypeStruct((3,), kind) for kind in (jnp.float32, jnp.int32)]
+  used = jax.jit(reveal).lower(*block, *row).compile().memory_analysis()
+  few = preset("tiny")
+  config = decode_config(few, mode, block_length=size)
+  needs = memory.estimate(few, config, "float32", 3, 1, 1)
+  assert needs.work == pytest.approx(used.temp_size_in_bytes, rel=0.15)
 
 
 @pytest.mark.parametrize("mode", MODES)
