@@ -1,5 +1,6 @@
 """Strict JAX settings for every test, and models small enough to reason on."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -19,6 +20,19 @@ jax.config.update("jax_num_cpu_devices", 8)
 _COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+  """A process may map 65,530 pieces of memory, and a program takes hundreds.
+
+  One that finds none left crashes, so programs go when there are many.
+  """
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

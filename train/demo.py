@@ -1,6 +1,6 @@
 """Two minutes from nothing to a tri-mode model that answers, on a CPU.
 
-    python -m train.demo [--workdir=DIR] [--model=DIR] [--speed=1.0]
+    python -m train.demo [--runs=DIR] [--model=DIR] [--speed=1.0]
 
 Three runs of train/main.py's loop, each from the export of the one before: an
 autoregressive model, then joint training, then the drafter. The task is small
@@ -26,8 +26,8 @@ from nemodiff_jax.errors import UserError
 from train import evaluate, loop
 from train.configs import tiny
 
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Of the three runs. Default: a temporary folder."
+_RUNS = flags.DEFINE_string(
+  "runs", None, "Workdirs of the three runs. Default: a temporary folder."
 )
 _MODEL = flags.DEFINE_string(
   "model", ".cache/train-demo", "Where the model is kept."
@@ -113,8 +113,8 @@ def main(_: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   target = Path(_MODEL.value).expanduser()
   try:
-    if _WORKDIR.value is not None:
-      run(Path(_WORKDIR.value), target, _SPEED.value)
+    if _RUNS.value is not None:
+      run(Path(_RUNS.value), target, _SPEED.value)
       return
     with tempfile.TemporaryDirectory() as folder:
       run(Path(folder), target, _SPEED.value)
