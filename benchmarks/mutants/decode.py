@@ -106,7 +106,7 @@ DECODING = (
   ),
   _decode(
     "threshold not met exactly", "commit.py",
-    "confidence >= threshold", "confidence > threshold", "rules reveal_is",
+    "confidence >= threshold", "confidence > threshold", "limits at_the_threshold",
   ),
   _decode(
     "one slot more in a pass", "commit.py",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nemodiff_jax.decode import sampling
+from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.config import (
   MODES,
   DecodeConfig,
@@ -157,3 +158,15 @@ def test_a_tiny_temperature_is_greedy(temperature):
   quiet = np.array(logits)
   quiet[..., TINY.mask_id] = -np.inf
   np.testing.assert_array_equal(token, quiet.argmax(-1))
+
+
+def test_a_confidence_at_the_threshold_is_revealed():
+  sure = jnp.asarray([[0.9, np.nextafter(np.float32(0.9), 0), 0.3, 1.0]])
+  threshold = jnp.asarray([0.9], jnp.float32)
+  shown = reveal(
+    sure.astype(jnp.float32),
+    jnp.ones((1, 4), bool),
+    threshold,
+    jnp.zeros(1, jnp.int32),
+  )
+  assert shown.tolist() == [[True, False, False, True]]
