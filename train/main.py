@@ -34,7 +34,6 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-flags.mark_flag_as_required("config")
 _EXAMPLE = "train/configs/tiny.py"
 # How many processes a launcher started: of Slurm's srun, of Open MPI.
 _LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -105,6 +104,8 @@ def parse(argv: list[str]) -> list[str]:
     if key != name and key not in known:
       near = settings.near(key, known)
       sys.exit(_fail(f"config: unknown key {key!r}{near}."))
+  # Not at import: flags are one table for all commands of a process.
+  flags.mark_flag_as_required("config")
   try:
     return flags.FLAGS(argv)
   except (flags.Error, ValueError) as e:

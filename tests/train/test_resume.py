@@ -1,5 +1,6 @@
 """Runs that stop, move to other machines, and grow."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ import types
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
 from tests.train.runs import ROOT, command, environment, lines, run, toy
-from train import checkpoints, data, loop, main, mesh, record, settings, watch
+from train import checkpoints, data, loop, mesh, record, settings, watch
 from train.configs import ar_to_diffusion_8b
 from train.signals import Stopped
 from train.start import Start
@@ -190,6 +192,18 @@ def test_a_signal_saves_and_leaves(whole, tmp_path, monkeypatch, number):
   )
 
 
+@pytest.fixture(scope="module")
+def main():
+  """The module of the command; its flags are no flags of other commands."""
+  table = flags.FLAGS.__dict__["__flags"]
+  before = dict(table)
+  table.clear()
+  module = importlib.import_module("train.main")
+  table.clear()
+  table.update(before)
+  return module
+
+
 @pytest.mark.parametrize(
   "raised, status, why",
   [
@@ -199,7 +213,7 @@ def test_a_signal_saves_and_leaves(whole, tmp_path, monkeypatch, number):
   ],
 )
 def test_the_status_says_which_signal_it_was(
-  monkeypatch, capsys, raised, status, why
+  main, monkeypatch, capsys, raised, status, why
 ):
   def train(*_):
     raise raised
@@ -227,7 +241,7 @@ def test_the_status_says_which_signal_it_was(
     ({"OMPI_COMM_WORLD_SIZE": "2"}, {"local_device_ids": None}),
   ],
 )  # fmt: skip
-def test_a_launchers_processes_join(monkeypatch, words, given):
+def test_a_launchers_processes_join(main, monkeypatch, words, given):
   calls = []
   for name in (*main._LAUNCHED, "SLURM_STEP_TASKS_PER_NODE"):
     monkeypatch.delenv(name, raising=False)
