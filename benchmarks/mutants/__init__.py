@@ -20,3 +20,14 @@ class Mutation:
   old: str
   new: str
   tests: tuple[str, ...]
+
+
+def of_library(
+  area: str, what: str, file: str, old: str, new: str, test: str
+) -> Mutation:
+  """One of nemodiff_jax, that a test file, or tests chosen in it, notice."""
+  suite, _, words = test.partition(" ")
+  chosen = ("-k", words) if words else ()
+  return Mutation(
+    f"{area}: {what}", f"nemodiff_jax/{file}", old, new, (suite, *chosen)
+  )

@@ -1,17 +1,10 @@
 """Breaks of jobs and commands; a part of the mutations of decoding."""
 
-from benchmarks.mutants import Mutation
+import functools
 
+from benchmarks.mutants import of_library
 
-def _break(what: str, file: str, old: str, new: str, test: str) -> Mutation:
-  """One that a test file, or tests chosen in it by words, should notice."""
-  suite, _, words = test.partition(" ")
-  chosen = ("-k", words) if words else ()
-  return Mutation(
-    f"jobs: {what}", f"nemodiff_jax/{file}", old, new, (suite, *chosen)
-  )
-
-
+_break = functools.partial(of_library, "jobs")
 LINES = "tests/io/test_jsonl.py"
 FILE = "tests/cli/test_results.py"
 FLAGS = "tests/cli/test_flags.py"

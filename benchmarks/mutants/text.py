@@ -1,17 +1,10 @@
 """Breaks of tokenizers, templates and streams; a part of those of decoding."""
 
-from benchmarks.mutants import Mutation
+import functools
 
+from benchmarks.mutants import of_library
 
-def _break(what: str, file: str, old: str, new: str, test: str) -> Mutation:
-  """One that a test file, or tests chosen in it by words, should notice."""
-  suite, _, words = test.partition(" ")
-  chosen = ("-k", words) if words else ()
-  return Mutation(
-    f"text: {what}", f"nemodiff_jax/{file}", old, new, (suite, *chosen)
-  )
-
-
+_break = functools.partial(of_library, "text")
 TOKENIZER = "tests/text/test_tokenizer.py"
 TEMPLATE = "tests/text/test_template.py"
 CHAT = "tests/text/test_chat.py"
