@@ -104,6 +104,10 @@ ALLOWED = {  # Arrows between the rooms point one way.
     "pallas_kernels", "nemodiff_jax/errors.py", "nemodiff_jax/nn",
     "nemodiff_jax/text",
   },
+  "nemodiff_jax/serve": {
+    "nemodiff_jax/errors.py", "nemodiff_jax/nn", "nemodiff_jax/text",
+    "nemodiff_jax/decode",
+  },
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Many requests at once, each with the tokens it would get alone."""
