@@ -31,8 +31,8 @@ class PagePool:
   def __init__(self, pages: int, page: int = PAGE):
     if pages < 1:
       raise UserError(
-        f"the cache pool should have at least 1 page, got {pages}; raise"
-        " --pages or --memory_fraction."
+        f"the cache pool should have at least 1 page, got {pages}; give it"
+        " more pages, or a larger fraction of the memory."
       )
     self.pages = pages
     self.page = page
@@ -91,17 +91,22 @@ class PagePool:
     return found
 
   def allocate(
-    self, count: int, shared: Sequence[int] = ()
+    self, count: int, shared: Sequence[int] = (), spare: int = 0
   ) -> list[int] | None:
     """Takes `count` pages that no other row has, and holds `shared` as well.
 
     Where free pages run out, cached ones go, the longest unused first.
 
+    Args:
+      count: new pages.
+      shared: what `match` found.
+      spare: pages that have to be available still, behind that.
+
     Returns:
       The new pages; None, and nothing changes, if there are not so many.
     """
     kept = sum(page in self._unused for page in shared)
-    if count > self.available - kept:
+    if count + spare > self.available - kept:
       return None
     for page in shared:
       self._unused.pop(page, None)

@@ -235,7 +235,7 @@ def test_flush_spares_what_is_held():
 
 
 def test_a_pool_of_no_pages_is_refused():
-  with pytest.raises(UserError, match="at least 1 page, got 0; raise --pages"):
+  with pytest.raises(UserError, match="at least 1 page, got 0; give it"):
     PagePool(0)
 
 

@@ -1,0 +1,42 @@
+"""Sizes of a visit: pages ahead of need, buckets, moves. Pure functions."""
+
+from collections.abc import Sequence
+
+
+def buckets(rows: int) -> tuple[int, ...]:
+  """Batch sizes that passes are compiled for: 1, 2, 4, 8, ... and `rows`."""
+  return (*(1 << i for i in range((rows - 1).bit_length())), rows)
+
+
+def bucket(count: int, rows: int) -> int:
+  """The smallest of them that holds `count` rows; 0 for none."""
+  return next(b for b in (0, *buckets(rows)) if b >= count)
+
+
+def reach(length: int, passes: int, block: int, cycle: int, limit: int) -> int:
+  """Positions that a row may write to, from 0, in passes that are not read.
+
+  Each cycle commits a block at most, and the last pass writes a block behind
+  what is committed.
+
+  Args:
+    length: committed positions, as far as it is known.
+    passes: that are planned or in flight.
+    block: C, positions that a pass writes to.
+    cycle: passes of the shortest cycle.
+    limit: prompt + max_new + C: no pass writes behind.
+  """
+  return min(limit, length + -(-passes // cycle) * block + block)
+
+
+def pages_of(positions: int, page: int) -> int:
+  """Pages that hold so many positions."""
+  return -(-positions // page)
+
+
+def moves(slots: Sequence[object | None]) -> list[tuple[int, int]]:
+  """(from, to) that bring the rows into the first slots, in few moves."""
+  count = sum(row is not None for row in slots)
+  holes = [i for i, row in enumerate(slots[:count]) if row is None]
+  behind = [i for i in range(count, len(slots)) if slots[i] is not None]
+  return list(zip(behind, holes, strict=True))

@@ -1,0 +1,336 @@
+"""Who is read, who runs, who waits: what the device does next.
+
+The scheduler knows ids and counts only. Its caller dispatches each visit, in
+order, and gives back what came of it, in order; any number of visits may be in
+flight in between. So a visit is planned from what is known, which is less than
+what the device has done: pages are there for the most that could happen, and
+what a visit says of a row that has ended meanwhile is dropped.
+
+Pages and slots of a row that ends are handed on at once: the visits in flight
+come first on the device, and what they write, later owners write over before
+they read it.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.serve import plan
+from nemodiff_jax.serve.pages import PagePool
+from nemodiff_jax.serve.queue import WaitingQueue
+from nemodiff_jax.serve.request import Chunk, Phase, Progress, Request, Visit
+from nemodiff_jax.serve.widths import Widths
+
+
+class Scheduler:
+  """Admission, chunks of prompts, pages, preemption, slots.
+
+  Attributes:
+    pool: the pages.
+    queue: requests that wait, preempted ones included.
+    preemptions: how often a row gave its pages to an older one.
+  """
+
+  def __init__(
+    self,
+    pool: PagePool,
+    rows: int,
+    *,
+    block: int,
+    cycle: int = 1,
+    queue: int = 1024,
+    chunk: int = 512,
+    passes: int = 8,
+    widths: Widths | None = None,
+  ):
+    """Starts with nothing to do.
+
+    Args:
+      pool: the pages.
+      rows: slots; as many requests are read or run at once.
+      block: C, positions that a pass writes to, and a cycle commits at most.
+      cycle: passes of the shortest cycle: 2 in linear_spec and diffusion.
+      queue: requests that may wait.
+      chunk: prompt tokens read per visit.
+      passes: per visit, where nobody waits for a token.
+      widths: chooses the width of each cycle; None: all of the block.
+    """
+    self.pool = pool
+    self.queue = WaitingQueue(queue)
+    self.preemptions = 0
+    self._rows = rows
+    self._block = block
+    self._cycle = cycle
+    self._chunk = chunk
+    self._passes = -(-passes // cycle) * cycle
+    self._widths = widths
+    self._width = block
+    self._arrivals = 0
+    self._slots: list[Request | None] = []
+    self._reading: Request | None = None
+    self._flight: deque[Visit] = deque()
+
+  @property
+  def running(self) -> int:
+    """Rows that have a slot."""
+    return sum(row is not None for row in self._slots)
+
+  @property
+  def reading(self) -> int:
+    """Rows whose prompts are being read: one at a time."""
+    return int(self._reading is not None)
+
+  @property
+  def flight(self) -> int:
+    """Visits that were planned and not read."""
+    return len(self._flight)
+
+  def submit(self, request: Request) -> None:
+    """Lets a new request wait for its turn.
+
+    Raises:
+      QueueFull: it can be sent again later.
+      UserError: all pages of the pool would not hold it.
+    """
+    need = plan.pages_of(self._limit(request), self.pool.page)
+    if need > self.pool.pages:
+      raise UserError(
+        f"prompt ({request.length} tokens) + max_new_tokens"
+        f" ({request.max_new}) + a block ({self._block}) need {need} pages of"
+        f" {self.pool.page} positions, but the cache pool has"
+        f" {self.pool.pages}; shorten one of them, or give the pool more"
+        " pages.",
+        "too_long",
+      )
+    request.arrival = self._arrivals
+    self.queue.add(request)
+    self._arrivals += 1
+
+  def end(self, request: Request) -> bool:
+    """Ends a request, wherever it is; False if it had ended before.
+
+    For a cancellation, a stop string: ends that the device does not see. What
+    visits in flight do for the row is dropped.
+    """
+    if request.phase is Phase.ENDED:
+      return False
+    if request.phase is Phase.WAITING:
+      self.queue.remove(request)
+    else:
+      self._leave(request)
+    request.phase = Phase.ENDED
+    if self._widths is not None:
+      self._widths.forget(request)
+    return True
+
+  def plan(self, ready: Collection[int] | None = None) -> Visit | None:
+    """The next visit, to be dispatched behind those in flight.
+
+    Args:
+      ready: widths whose programs are compiled; None: all.
+
+    Returns:
+      None if there is nothing to do before a visit in flight is read, or a
+      request comes.
+    """
+    parks, passes = self._grow(self._wanted_passes())
+    chunks = self._read_prompts(passes)
+    if self._reading is not None:  # The rest of the prompt waits.
+      passes = self._cycle
+    active = [row for row in self._slots if row and self._runs(row)]
+    if not (active or chunks or parks):
+      return None
+    width, probe = self._choose_width(active, ready)
+    if probe or not active:
+      passes = self._cycle if active else 0
+    if probe and width == 1:
+      passes = 1
+    moves = self._compact()
+    rows = tuple(row for row in self._slots if row)
+    visit = Visit(
+      parks=tuple(parks),
+      moves=tuple(moves),
+      chunks=tuple(chunks),
+      rows=rows,
+      active=tuple(self._runs(row) for row in rows),
+      pages=tuple(tuple(row.pages) for row in rows),
+      bucket=plan.bucket(len(rows), self._rows),
+      passes=passes,
+      width=width,
+      probe=probe,
+    )
+    for row in active:
+      row.flying += passes
+    self._flight.append(visit)
+    return visit
+
+  def read(
+    self, visit: Visit, progress: Sequence[Progress]
+  ) -> list[tuple[int, Request]]:
+    """Takes what the oldest visit in flight did, one entry per slot.
+
+    Returns:
+      (slot, request) of the rows whose tokens count: they ran, and the host
+      had not ended them. Those that the device has ended are ended by now.
+    """
+    if not self._flight or self._flight[0] is not visit:
+      raise ValueError("visits should be read in the order of their plans.")
+    self._flight.popleft()
+    counting = []
+    for slot, row in enumerate(visit.rows):
+      if not visit.active[slot]:
+        continue
+      row.flying -= visit.passes
+      if row.phase is Phase.ENDED:
+        continue
+      counting.append((slot, row))
+      done = progress[slot]
+      row.ids += done.tokens
+      row.length = done.length
+      row.mid = done.mid
+      if self._widths is not None:
+        self._widths.observe_acceptance(row, visit.width, done.accepted)
+      if done.ended:
+        self.end(row)
+    return counting
+
+  def _limit(self, row: Request) -> int:
+    """No pass of the row writes at or behind this position."""
+    return len(row.prompt) + row.max_new + self._block
+
+  def _runs(self, row: Request) -> bool:
+    """Whether the row takes part in the visit that is planned."""
+    return row.ahead or not row.flying
+
+  def _wanted_passes(self) -> int:
+    rows = [row for row in self._slots if row and self._runs(row)]
+    short = any(row.watched or not row.ahead for row in rows)
+    return self._cycle if short else self._passes
+
+  def _lacks(self, row: Request, passes: int) -> int:
+    """Pages that the row needs besides its own, for so many passes more."""
+    flying = row.flying + (passes if self._runs(row) else 0)
+    positions = plan.reach(
+      row.length, flying, self._block, self._cycle, self._limit(row)
+    )
+    return max(plan.pages_of(positions, self.pool.page) - len(row.pages), 0)
+
+  def _grow(self, passes: int) -> tuple[list[tuple[int, Request]], int]:
+    """Pages ahead of need: (slots to park, passes that have their pages).
+
+    The oldest rows get theirs first. Where pages are short, all run fewer
+    passes; then the youngest row gives up its own. The oldest never does: the
+    whole pool holds it.
+    """
+    holders = [row for row in (*self._slots, self._reading) if row]
+    holders.sort(key=lambda row: row.order)
+    if sum(self._lacks(r, passes) for r in holders) > self.pool.available:
+      passes = self._cycle
+    parks, served = [], 0
+    while served < len(holders):
+      row = holders[served]
+      new = self.pool.allocate(self._lacks(row, passes))
+      if new is None:
+        parks += self._preempt(holders.pop())
+      else:
+        row.pages += new
+        served += 1
+    return parks, passes
+
+  def _preempt(self, row: Request) -> list[tuple[int, Request]]:
+    """Takes the pages of a row, which waits again in its old place."""
+    slot = row.slot
+    self._leave(row)
+    row.phase = Phase.WAITING
+    row.preemptions += 1
+    self.preemptions += 1
+    self.queue.restore(row)
+    return [(slot, row)] if slot >= 0 else []
+
+  def _leave(self, row: Request) -> None:
+    """Gives back the pages and the slot of a row that is read or runs."""
+    if row is self._reading:
+      self._reading = None
+      known = row.read
+    else:
+      self._slots[row.slot] = None
+      known = row.length  # What was emitted last is in no page.
+    self.pool.release(row.pages, row.ids[:known], row.salt)
+    row.pages, row.read, row.slot = [], 0, -1
+
+  def _read_prompts(self, passes: int) -> list[Chunk]:
+    """The chunks of this visit: prompts one after the other, in order."""
+    budget, chunks = self._chunk, []
+    while budget:
+      row = self._reading or self._admit(passes)
+      if row is None:
+        break
+      start, stop = row.read, min(row.read + budget, row.length)
+      budget -= stop - start
+      row.read, self._reading = stop, row
+      resumes = row.begun
+      if stop == row.length:
+        self._start(row)
+      slot = row.slot if row.slot >= 0 else None
+      pages = tuple(row.pages)
+      chunks.append(
+        Chunk(row, start, stop, pages, slot, resumes and slot is not None)
+      )
+    return chunks
+
+  def _admit(self, passes: int) -> Request | None:
+    """Gives pages to the request that is next, if there are enough.
+
+    Each row that runs could take a page more, still: who was admitted is not
+    preempted at once. A row that was preempted is known again when the visits
+    it took part in are read.
+    """
+    row = self.queue.first()
+    if row is None or row.flying or self.running >= self._rows:
+      return None
+    limit = None if row.begun else row.reuse
+    shared = self.pool.match(row.ids[: row.length], row.salt, limit)
+    lacks = self._lacks(row, passes) - len(shared)
+    new = self.pool.allocate(lacks, shared, spare=self.running)
+    if new is None:
+      return None
+    self.queue.remove(row)
+    row.phase = Phase.READING
+    row.pages = [*shared, *new]
+    row.read = len(shared) * self.pool.page
+    if not row.preemptions:
+      row.reused = row.read
+    return row
+
+  def _start(self, row: Request) -> None:
+    """The row has been read: it takes the first free slot."""
+    self._reading = None
+    self.pool.share(row.pages, row.ids[: row.read], row.salt)
+    row.phase, row.begun = Phase.RUNNING, True
+    if None not in self._slots:
+      self._slots.append(None)
+    row.slot = self._slots.index(None)
+    self._slots[row.slot] = row
+
+  def _choose_width(
+    self, rows: Sequence[Request], ready: Collection[int] | None
+  ) -> tuple[int, bool]:
+    """(width, whether it is tried only); all rows are between two cycles."""
+    if self._widths is None or not rows:
+      return self._width, False
+    if any(not row.aligned and (row.flying or row.mid) for row in rows):
+      return self._width, False
+    bucket = plan.bucket(self.running, self._rows)
+    self._width, probe = self._widths.choose(rows, bucket, ready)
+    return self._width, probe
+
+  def _compact(self) -> list[tuple[int, int]]:
+    """Brings the rows into the first slots."""
+    moves = plan.moves(self._slots)
+    for start, stop in moves:
+      row = self._slots[start]
+      if row is not None:
+        row.slot = stop
+      self._slots[stop], self._slots[start] = row, None
+    del self._slots[self.running :]
+    return moves

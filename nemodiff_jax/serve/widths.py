@@ -1,0 +1,170 @@
+"""The width of each cycle of linear_spec, by what it yields a second.
+
+A cycle of width w > 1 is a draft and its verification: two passes, and of each
+row one token more than the drafts that were right. A cycle of width 1 is an ar
+pass, and one token a row. In a lossless mode the width changes no token, so
+the best one is what yields most: with many rows narrow, with few rows wide.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Collection, Hashable, Sequence
+
+import numpy as np
+
+_MOST = 0.99  # Acceptance that is believed; a run of luck is no certainty.
+_GUESS = 0.7  # Acceptance before anything was seen.
+_PRIOR = 8.0  # Drafts that a guess weighs as much as.
+_DECAY = 0.995  # Of what is known of a width, per cycle of a row.
+_ROW_DECAY = 0.9  # Of what is known of a row, per cycle.
+_WINDOW = 15  # Times whose median counts.
+_ENOUGH = 2  # Times before a width is judged.
+_MARGIN = 0.02  # A width that is better by less is not worth the change.
+
+
+class Widths:
+  """Chooses among widths by running times and acceptance, as observed.
+
+  Acceptance is kept for each draft slot of each width, since it depends on
+  both, for all rows together; and for each row, how much more or less of its
+  drafts is right than that.
+  """
+
+  def __init__(
+    self, widths: Sequence[int], *, cost: float = 0.01, every: int = 32
+  ):
+    """Knows nothing yet.
+
+    Args:
+      widths: that are compiled, 1 among them.
+      cost: of the time, at most, that trying other widths may lose.
+      every: cycles before a width that was not used is tried again.
+    """
+    self._widths = tuple(sorted(widths))
+    self._cost = cost
+    self._every = every
+    self._times: dict[tuple[int, int], deque[float]] = {}
+    self._tried = {w: np.zeros(w - 1) for w in self._widths}
+    self._right = {w: np.zeros(w - 1) for w in self._widths}
+    self._rows: dict[Hashable, tuple[float, float]] = {}
+    self._best: int | None = None
+    self._choices = 0
+    self._used = dict.fromkeys(self._widths, 0)
+    self._budget = 0.0
+
+  def observe_time(
+    self, bucket: int, width: int, seconds: float, passes: int = 1
+  ) -> None:
+    """Takes the time of passes that ran together, with no chunks among them."""
+    times = self._times.setdefault((bucket, width), deque(maxlen=_WINDOW))
+    times.append(seconds / passes)
+    self._budget += self._cost * seconds
+
+  def observe_acceptance(
+    self, row: Hashable, width: int, accepted: Sequence[int]
+  ) -> None:
+    """Takes what cycles of a row have accepted: 1 to `width` tokens each."""
+    if width == 1:
+      return
+    expected = self._slots(width)
+    slot = np.arange(width - 1)
+    more, tried = self._rows.get(row, (0.0, 0.0))
+    for count in accepted:
+      seen, right = slot < count, slot < count - 1
+      self._tried[width] = self._tried[width] * _DECAY + seen
+      self._right[width] = self._right[width] * _DECAY + right
+      more = more * _ROW_DECAY + float((right - expected)[seen].sum())
+      tried = tried * _ROW_DECAY + float(seen.sum())
+    self._rows[row] = more, tried
+
+  def forget(self, row: Hashable) -> None:
+    """Drops a row that has ended."""
+    self._rows.pop(row, None)
+
+  def acceptance(self, width: int) -> list[float]:
+    """How often each draft slot is right, where those before it are."""
+    return [float(p) for p in self._slots(width)]
+
+  def choose(
+    self,
+    rows: Sequence[Hashable],
+    bucket: int,
+    ready: Collection[int] | None = None,
+  ) -> tuple[int, bool]:
+    """The width of the next cycles of these rows.
+
+    Args:
+      rows: that run.
+      bucket: the batch size of their passes.
+      ready: widths that are compiled for it; None: all.
+
+    Returns:
+      (width, whether it is tried only, for one cycle).
+    """
+    usable = [w for w in self._widths if ready is None or w in ready]
+    self._choices += 1
+    for width in usable:
+      if len(self._times.get((bucket, width), ())) < _ENOUGH:
+        return self._take(width), len(usable) > 1
+    rates = {w: self._rate(rows, bucket, w) for w in usable}
+    best = max(usable, key=lambda w: rates[w])
+    now = self._best
+    if now in rates and rates[now] * (1 + _MARGIN) >= rates[best]:
+      best = now
+    self._best = best
+    probe = self._probe(rows, bucket, rates, best)
+    return (self._take(best), False) if probe is None else (probe, True)
+
+  def _probe(
+    self,
+    rows: Sequence[Hashable],
+    bucket: int,
+    rates: dict[int, float],
+    best: int,
+  ) -> int | None:
+    """Another width that is due, if the time that it loses was saved up."""
+    lost = {}
+    for width, rate in rates.items():
+      seconds = self._cycle_time(bucket, width)
+      lost[width] = max(seconds * (1 - rate / rates[best]), 0.0)
+    self._budget = min(self._budget, max(lost.values()))
+    due = [
+      w
+      for w in rates
+      if w != best
+      and self._choices - self._used[w] >= self._every
+      and lost[w] <= self._budget
+    ]
+    if not due:
+      return None
+    width = min(due, key=lambda w: self._used[w])
+    self._budget -= lost[width]
+    return self._take(width)
+
+  def _take(self, width: int) -> int:
+    self._used[width] = self._choices
+    return width
+
+  def _rate(self, rows: Sequence[Hashable], bucket: int, width: int) -> float:
+    """Expected tokens per second of these rows in cycles of this width."""
+    if width == 1:
+      return len(rows) / self._cycle_time(bucket, 1)
+    known = [self._rows.get(row, (0.0, 0.0)) for row in rows]
+    more = np.array([m / (n + _PRIOR) for m, n in known])
+    slots = np.clip(self._slots(width)[None] + more[:, None], 0, _MOST)
+    tokens = len(rows) + float(np.cumprod(slots, 1).sum())
+    return tokens / self._cycle_time(bucket, width)
+
+  def _cycle_time(self, bucket: int, width: int) -> float:
+    """Seconds; the median, so that a pause of the machine does not count."""
+    time = statistics.median_low(self._times[bucket, width])
+    return time if width == 1 else 2 * time
+
+  def _slots(self, width: int) -> np.ndarray:
+    """Acceptance of each draft slot; what was seen little is as the others."""
+    right = sum(float(x.sum()) for x in self._right.values())
+    tried = sum(float(x.sum()) for x in self._tried.values())
+    p = (right + _GUESS * _PRIOR) / (tried + _PRIOR)
+    own, seen = self._right[width], self._tried[width]
+    p = (float(own.sum()) + p * _PRIOR) / (float(seen.sum()) + _PRIOR)
+    return (own + p * _PRIOR) / (seen + _PRIOR)
