@@ -1,6 +1,6 @@
 """Breaks of the Mosaic kernels; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation
+from benchmarks.mutants import Mutation, pages
 
 KERNELS = "pallas_kernels/range_attention/"
 TESTS = "tests/pallas_kernels/"
@@ -81,11 +81,10 @@ LOADS = (
   _break("half of V cleaned", RING_FILE, "range(0, dim, 64)", "[0]", RING),
   _break(
     "the next tile of K", RING_FILE,
-    "pl.ds(n * block, block)", "pl.ds((n + 1) * block, block)", RING,
+    "lax.rem(n * block, size)", "lax.rem(n * block + block, size)", RING,
   ),
   _break(
-    "K of the first head", RING_FILE,
-    "pl.ds(n * block, block), head", "pl.ds(n * block, block), 0", MIXED,
+    "K of the first head", RING_FILE, "start, head", "start, 0", MIXED,
   ),
   _break(
     "slots counted anew in each item", "mosaic_hopper.py",
@@ -259,4 +258,4 @@ PLAN = (
     "chip.processors // kv_heads", "chip.processors // kv_heads // 2",
   ),
 )  # fmt: skip
-MUTATIONS = (*LOADS, *SUMS, *BLACKWELL, *PLAN)
+MUTATIONS = (*LOADS, *SUMS, *BLACKWELL, *PLAN, *pages.MUTATIONS)

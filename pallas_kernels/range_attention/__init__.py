@@ -5,8 +5,14 @@ output and its log-sum-exp, so that `local_attention` (a block with itself) or
 a second shard of keys can be added exactly with `merge`.
 """
 
-from pallas_kernels.range_attention.api import range_attention
+from pallas_kernels.range_attention.api import PAGE, range_attention
 from pallas_kernels.range_attention.local import local_attention, merge
 from pallas_kernels.range_attention.reference import matmul_precision
 
-__all__ = ["local_attention", "matmul_precision", "merge", "range_attention"]
+__all__ = [
+  "PAGE",
+  "local_attention",
+  "matmul_precision",
+  "merge",
+  "range_attention",
+]

@@ -32,6 +32,7 @@ def resolve(
   dtype,
   *,
   starts: bool = False,
+  paged: bool = False,
 ) -> str:
   """Names the implementation that runs a call, or says why it cannot.
 
@@ -43,9 +44,10 @@ def resolve(
   Args:
     implementation: one of IMPLEMENTATIONS, or None to choose.
     q_shape: [B, T, N, H].
-    k_shape: [B, S, K, H].
+    k_shape: [B, S, K, H]; with pages, S is all that a row may have.
     dtype: of q, k and v.
     starts: whether the call gives k_start.
+    paged: whether it gives a table of pages.
 
   Raises:
     ValueError: not a known name.
@@ -63,7 +65,7 @@ def resolve(
   # Unasked, tokamax serves calls with k_start alone: those of training.
   unasked = ("mosaic", "triton") + (("tokamax",) if starts else ())
   for name in unasked if implementation is None else (implementation,):
-    reason = _refusal(name, found, q_shape, k_shape, dtype, starts)
+    reason = _refusal(name, found, q_shape, k_shape, dtype, starts, paged)
     if reason is None:
       _say(name, f"compute capability {found}", logging.INFO)
       return name
@@ -80,9 +82,9 @@ def resolve(
 
 
 def forward(name: str) -> Callable:
-  """The function (q, k, v, k_end) -> (out, lse) of a name from `resolve`.
+  """The function (q, k, v, k_end, table) -> (out, lse) of a GPU kernel.
 
-  GPU packages are imported here, when they are used.
+  The name is one from `resolve`; k and v are pools of pages of any size. GPU packages are imported here, when they are used.
   """
   found = str(capability())
   package = __name__.rpartition(".")[0]
@@ -132,7 +134,13 @@ def _text(chip: Chip) -> str:
 
 
 def _refusal(
-  name: str, found: str | None, q_shape, k_shape, dtype, starts: bool
+  name: str,
+  found: str | None,
+  q_shape,
+  k_shape,
+  dtype,
+  starts: bool,
+  paged: bool,
 ) -> str | None:
   """Why an implementation cannot serve a call; None: it can."""
   if found is None:
@@ -140,6 +148,8 @@ def _refusal(
       f"it needs an NVIDIA GPU, and JAX runs on {jax.default_backend()!r} here"
     )
   if name == "tokamax":
+    if paged:
+      return "its kernels take no table of pages"
     if found != "9.0":
       return f"it needs compute capability 9.0, found {found}"
     return tokamax.unsupported(q_shape, k_shape, dtype)

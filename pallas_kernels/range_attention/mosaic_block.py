@@ -37,6 +37,7 @@ def launch(
   k: jax.Array,
   v: jax.Array,
   k_end: jax.Array,
+  table: jax.Array,
   interpret: plgpu.InterpretGPUParams | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Packs the queries, runs the kernel and merges its partial results.
@@ -48,9 +49,10 @@ def launch(
     more: static sizes -> scratch types by name, over those of `scratch`.
     chip: static sizes.
     q: [B, T, N, H].
-    k: [B, S, K, H].
-    v: [B, S, K, H].
+    k: [P, page, K, H].
+    v: [P, page, K, H].
     k_end: [B, T] int32.
+    table: [B, M] int32.
     interpret: runs the kernel on the CPU.
 
   Returns:
@@ -59,9 +61,10 @@ def launch(
   Raises:
     NotImplementedError: see `mosaic.unsupported`.
   """
-  if reason := mosaic.unsupported(q.shape, k.shape, q.dtype):
+  shape = (len(table), table.shape[1] * k.shape[1], *k.shape[2:])
+  if reason := mosaic.unsupported(q.shape, shape, q.dtype):
     raise NotImplementedError(f"the Mosaic kernel cannot serve it: {reason}.")
-  sizes = mosaic.work(chip, q.shape, k.shape)
+  sizes = mosaic.work(chip, q.shape, shape)
   rows, ends = mosaic.pack(q, k_end, sizes)
   plan = mosaic_plan.plan(ends, sizes, chip.block)
   lead = (sizes.heads, sizes.parts)
@@ -82,12 +85,12 @@ def launch(
     compiler_params=plgpu.CompilerParams(approx_math=True),
     interpret=interpret,
     kernel_name="range_attention",
-  )(rows, k, v, ends, plan.items, plan.shares)
+  )(rows, k, v, table, ends, plan.items, plan.shares)
   return merge(out, lse, plan.pieces, sizes, q.dtype, interpret)
 
 
 def _body(
-  compute, chip, sizes, q, k, v, ends, items, shares, out, lse,
+  compute, chip, sizes, q, k, v, table, ends, items, shares, out, lse,
   *, ring, **scratch,
 ):  # fmt: skip
   warpgroup = lax.axis_index(THREADS)
@@ -107,7 +110,7 @@ def _body(
   @pl.when(warpgroup == mosaic.WARPGROUPS)
   def _():
     plgpu.set_max_registers(chip.load_registers, action="decrease")
-    mosaic_ring.load(ring, k, v, each)
+    mosaic_ring.load(ring, k, v, table, each)
 
 
 def scratch(chip: Chip, sizes: Work, dtype) -> dict[str, Any]:

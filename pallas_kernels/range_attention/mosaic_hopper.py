@@ -30,9 +30,10 @@ _ROW = plgpu.Layout.WGMMA.reduce(1)
 @functools.partial(jax.jit, static_argnames=("chip", "interpret"))
 def range_attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  k: Float[Array, "P page K H"],
+  v: Float[Array, "P page K H"],
   k_end: Int[Array, "B T"],
+  table: Int[Array, "B M"],
   *,
   chip: Chip = HOPPER,
   interpret: plgpu.InterpretGPUParams | None = None,
@@ -41,9 +42,11 @@ def range_attention(
 
   Args:
     q: queries, bfloat16; H is 64 or 128.
-    k: keys; N / K is 1 to 8, S a multiple of 8.
+    k: keys; N / K is 1 to 8. A page holds whole tiles, or all keys of a row:
+      then their number is a multiple of 8.
     v: values.
     k_end: one past the last key of each query, int32; above S means S.
+    table: pages of each row, int32.
     chip: static sizes.
     interpret: runs the kernel on the CPU, with its races where asked for.
 
@@ -55,7 +58,7 @@ def range_attention(
   """
   by_registers = chip.register_weights and interpret is None
   more = lambda _: {"weights": None} if by_registers else {}
-  return block.launch(_compute, more, chip, q, k, v, k_end, interpret)
+  return block.launch(_compute, more, chip, q, k, v, k_end, table, interpret)
 
 
 def _compute(

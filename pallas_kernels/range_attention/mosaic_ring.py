@@ -59,7 +59,7 @@ def types(chip: Chip, sizes: Work, dtype) -> Ring:
   return Ring(tiles, tiles, full, full, free, free, plgpu.Barrier())
 
 
-def load(ring: Ring, keys, values, each: Callable) -> None:
+def load(ring: Ring, keys, values, table, each: Callable) -> None:
   """Fills the ring with the tiles of every item, then waits for their use.
 
   The last tile of a row may hold values beyond its last key. They would meet
@@ -67,17 +67,22 @@ def load(ring: Ring, keys, values, each: Callable) -> None:
 
   Args:
     ring: of the thread block.
-    keys: [B, S, K, H].
-    values: [B, S, K, H].
+    keys: [P, page, K, H].
+    values: [P, page, K, H].
+    table: [B, M] pages of each row; a tile of keys lies within one.
     each: visits the items of this block, and returns how many tiles they have.
   """
   stages, block = ring.k.shape[:2]
+  pages, size = keys.shape[:2]
   head = lax.axis_index("head")
 
   def step(item: Item, j):
     i, n = item.done + j, item.first + j
     slot, again = lax.rem(i, stages), i >= stages
-    tile = item.batch, pl.ds(n * block, block), head
+    # Looked up before the wait: the two take their time together.
+    page = table[item.batch, lax.div(n * block, size)]
+    start = pl.ds(lax.rem(n * block, size), block)
+    tile = lax.min(page, pages - 1), start, head
     pl.when(again)(lambda: plgpu.barrier_wait(ring.k_free.at[slot]))
     plgpu.copy_gmem_to_smem(
       keys.at[tile], ring.k.at[slot], ring.k_full.at[slot]

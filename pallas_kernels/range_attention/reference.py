@@ -24,50 +24,53 @@ WIDE = 2048, 512
 _MASKED = -1e30
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def range_attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  k: Float[Array, "B S K H"] | Float[Array, "P page K H"],
+  v: Float[Array, "B S K H"] | Float[Array, "P page K H"],
   k_end: Int[Array, "B T"],
   k_start: Int[Array, "B T"],
+  table: Int[Array, "B M"] | None = None,
   training: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
   """See `api.range_attention`; the arguments are taken as checked.
 
   Args:
     q: queries.
-    k: keys.
+    k: keys, or a pool of pages of CHUNK keys.
     v: values.
     k_end: one past the last key of each query.
     k_start: first key of each query.
+    table: pages of each row; None: k and v are no pools.
     training: whether many queries are taken as WIDE says, off the CPU.
   """
   if q.shape[1] <= QUERIES:
-    return _attend(q, k, v, k_end, k_start)
+    return _attend(q, k, v, k_end, k_start, table)
   return lax.platform_dependent(
-    *(q, k, v, k_end, k_start),
+    *(q, k, v, k_end, k_start, table),
     cpu=functools.partial(_attend_in_turns, QUERIES, CHUNK),
     default=functools.partial(_attend_in_turns, *WIDE) if training else _attend,
   )
 
 
-def _attend_in_turns(turn, size, q, k, v, k_end, k_start):
-  one = lambda x: _attend(x[0], k, v, *x[1:], size=size)
+def _attend_in_turns(turn, size, q, k, v, k_end, k_start, table):
+  one = lambda x: _attend(x[0], k, v, *x[1:], table=table, size=size)
   parts = tuple(_cut(x, turn) for x in (q, k_end, k_start))
   return _joined(lax.map(one, parts), q.shape[1])
 
 
-def _attend(q, k, v, k_end, k_start, size=CHUNK):
+def _attend(q, k, v, k_end, k_start, table=None, size=CHUNK):
   batch, queries, heads, dim = q.shape
-  size = min(size, k.shape[1])
+  keys = k.shape[1] if table is None else table.shape[1] * k.shape[1]
+  size = min(size, keys)
   acc = accumulator(q.dtype)
   q = _group(q, k.shape[2])
   row = q.shape[:-1]  # [B, K, T, G]
 
   def body(i, carry):
     out, peak, total = carry
-    k_i, v_i, mask = _chunk(i, size, k, v, k_end, k_start)
+    k_i, v_i, mask = _chunk(i, size, k, v, k_end, k_start, table)
     scores = jnp.where(mask, _scores(q, k_i), _MASKED)
     peak_i = jnp.maximum(peak, scores.max(-1))  # Above _MASKED: see start.
     weights = jnp.exp(scores - peak_i[..., None])  # 0 where masked.
@@ -81,7 +84,7 @@ def _attend(q, k, v, k_end, k_start, size=CHUNK):
     jnp.full(row, _MASKED / 2, acc),
     jnp.zeros(row, acc),
   )
-  first, last = _chunk_range(size, k.shape[1], k_end, k_start)
+  first, last = _chunk_range(size, keys, k_end, k_start)
   out, peak, total = lax.fori_loop(first, last, body, start)
   empty = total == 0
   total = jnp.where(empty, 1.0, total)
@@ -92,9 +95,9 @@ def _attend(q, k, v, k_end, k_start, size=CHUNK):
   return out.astype(q.dtype), lse
 
 
-def _forward(q, k, v, k_end, k_start, training):
-  out, lse = range_attention(q, k, v, k_end, k_start, training)
-  return (out, lse), (q, k, v, k_end, k_start, out, lse)
+def _forward(q, k, v, k_end, k_start, table, training):
+  out, lse = range_attention(q, k, v, k_end, k_start, table, training)
+  return (out, lse), (q, k, v, k_end, k_start, table, out, lse)
 
 
 def backward(saved, cotangents):
@@ -103,13 +106,19 @@ def backward(saved, cotangents):
   The cotangent of lse joins delta with a minus sign.
 
   Args:
-    saved: q, k, v, k_end, k_start, out, lse.
+    saved: q, k, v, k_end, k_start, table, out, lse.
     cotangents: of out and lse.
+
+  Raises:
+    NotImplementedError: there is a table.
   """
-  k, v = saved[1:3]
-  queries = saved[0].shape[1]
-  # What has a row per query: q, k_end, k_start, out, lse and the cotangents.
-  rows = (saved[0], *saved[3:], *cotangents)
+  q, k, v, k_end, k_start, table, out, lse = saved
+  if table is not None:
+    raise NotImplementedError(
+      "range attention has no gradient with a table: train without pages."
+    )
+  queries = q.shape[1]
+  rows = (q, k_end, k_start, out, lse, *cotangents)  # Each has the axis T.
 
   if queries <= QUERIES:
     dq, dk, dv = _backward(k, v, *rows)
@@ -119,7 +128,7 @@ def backward(saved, cotangents):
       cpu=functools.partial(_backward_in_turns, QUERIES, CHUNK),
       default=functools.partial(_backward_in_turns, *WIDE),
     )
-  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
+  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
 
 def _backward_in_turns(turn, size, k, v, *rows):
@@ -234,10 +243,15 @@ def _chunk_start(i, size: int, keys: int):
   return jnp.minimum(i * size, keys - size)
 
 
-def _chunk(i, size: int, k, v, k_end, k_start):
+def _chunk(i, size: int, k, v, k_end, k_start, table=None):
   """Chunk i of keys and values, with what lies beyond every query as zeros."""
-  at = _chunk_start(i, size, k.shape[1])
-  k, v = (lax.dynamic_slice_in_dim(x, at, size, 1) for x in (k, v))
+  if table is None:
+    at = _chunk_start(i, size, k.shape[1])
+    k, v = (lax.dynamic_slice_in_dim(x, at, size, 1) for x in (k, v))
+  else:  # A page is a chunk.
+    at = i * size
+    pages = lax.dynamic_index_in_dim(table, i, 1, keepdims=False)
+    k, v = (jnp.take(x, pages, 0, mode="clip") for x in (k, v))
   pos = (at + jnp.arange(size)).astype(k_end.dtype)
   fresh = pos >= i * size  # A moved chunk repeats keys of the one before.
   seen = fresh[None] & (pos[None] < k_end.max(1, keepdims=True))

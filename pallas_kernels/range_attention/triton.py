@@ -25,20 +25,25 @@ _MAX_SPLITS = 32
 @functools.partial(jax.jit, static_argnames="capability")
 def range_attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  k: Float[Array, "P page K H"],
+  v: Float[Array, "P page K H"],
   k_end: Int[Array, "B T"],
+  table: Int[Array, "B M"],
   *,
   capability: str,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-  """See `api.range_attention`; arguments are checked, capability is '8.0'."""
-  grid, sizes = launch(q.shape, k.shape)
+  """See `api.range_attention`; arguments are checked, capability is '8.0'.
+
+  A page holds whole steps of keys, or all keys of a row.
+  """
+  grid, sizes = launch(q.shape, k.shape, table.shape)
   splits = grid[1]
   out, lse = jax_triton.triton_call(
     q,
     k,
     v,
     k_end.astype(jnp.int32),
+    table,
     kernel=kernel,
     out_shape=(
       jax.ShapeDtypeStruct((splits, *q.shape), jnp.float32),
@@ -59,11 +64,14 @@ def range_attention(
 
 
 def launch(
-  q_shape: tuple[int, ...], k_shape: tuple[int, ...]
+  q_shape: tuple[int, ...],
+  pool_shape: tuple[int, ...],
+  table_shape: tuple[int, ...],
 ) -> tuple[tuple[int, int, int], dict[str, Any]]:
   """The grid (tiles of rows, shares of the keys, B * K) and the constants."""
   batch, queries, heads, dim = q_shape
-  keys, kv_heads = k_shape[1:3]
+  pool, page, kv_heads, _ = pool_shape
+  keys = table_shape[1] * page
   count = queries * (heads // kv_heads)
   rows = min(max(1 << (count - 1).bit_length(), _ROWS[0]), _ROWS[1])
   tiles = math.ceil(count / rows)
@@ -71,7 +79,9 @@ def launch(
   splits = min(wanted, math.ceil(keys / _BLOCK), _MAX_SPLITS)
   sizes = {
     "QUERIES": queries,
-    "KEYS": keys,
+    "POOL": pool,
+    "PAGE": page,
+    "PAGES": table_shape[1],
     "KV_HEADS": kv_heads,
     "GROUP": heads // kv_heads,
     "DIM": dim,
@@ -87,10 +97,13 @@ def kernel(
   k,
   v,
   k_end,
+  table,
   out,
   lse,
   QUERIES: tl.constexpr,
-  KEYS: tl.constexpr,
+  POOL: tl.constexpr,
+  PAGE: tl.constexpr,
+  PAGES: tl.constexpr,
   KV_HEADS: tl.constexpr,
   GROUP: tl.constexpr,
   DIM: tl.constexpr,
@@ -106,7 +119,7 @@ def kernel(
   query = batch * QUERIES + row // GROUP  # Of B * T.
   cell = (query * KV_HEADS + head) * GROUP + row % GROUP  # Of B * T * N.
   end = tl.load(k_end + query, mask=real, other=0)
-  end = tl.minimum(end, KEYS)
+  end = tl.minimum(end, PAGES * PAGE)
   limit = tl.max(end, 0)
   share = tl.cdiv(tl.cdiv(limit, BLOCK), tl.num_programs(1)) * BLOCK
   first = split * share
@@ -122,7 +135,10 @@ def kernel(
   acc = tl.zeros([ROWS, DIM], tl.float32)
   for start in range(first, last, BLOCK):
     pos = start + tl.arange(0, BLOCK)
-    at = (batch * KEYS + pos) * KV_HEADS + head
+    number = start // PAGE
+    page = tl.load(table + batch * PAGES + number)
+    page = tl.minimum(page, POOL - 1).to(tl.int64)
+    at = ((page - number) * PAGE + pos) * KV_HEADS + head
     inside = pos < last
     at = at[:, None] * DIM + column[None]
     keys = tl.load(k + at, mask=inside[:, None], other=0.0)

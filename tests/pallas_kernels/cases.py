@@ -71,6 +71,22 @@ SLOW_CASES = (
   Case(1, 3, 8, 4, 4, 64),
 )
 
+# With pages of 128 keys: two tiles of the kernels.
+PAGED_CASES = (
+  # One token at a time: rows that end beyond S, with a page, in its first tile,
+  # between its tiles, in a later one, with no key.
+  Case(6, 1, 640, 4, 1, 64, (645, 128, 5, 192, 330, -70), 6),
+  Case(2, 5, 256, 6, 2, 128, "mixed"),  # Empty rows; two key heads.
+  Case(1, 32, 512, 4, 1, 64, "causal", 3),  # Many tiles, in turn.
+)
+SLOW_PAGED_CASES = (
+  Case(3, 1, 1024, 4, 1, 128, (1024, 320, 770), 8),
+  Case(2, 32, 512, 8, 2, 128, "block", 16),
+  Case(1, 72, 384, 4, 1, 64, "causal", 8),
+  Case(4, 2, 2048, 8, 2, 64, "ragged", 16),
+  Case(1, 32, 128, 4, 1, 128, "causal", scale=40),  # One page.
+)
+
 
 def draw_ends(case: Case, rng: np.random.Generator) -> np.ndarray:
   """k_end [B, T] int32 of a case."""
@@ -118,3 +134,35 @@ def dense(q, k, v, mask):
   out = np.einsum("btns,bsnh->btnh", p / np.where(total, total, 1), v)
   with np.errstate(divide="ignore"):
     return out, (peak + np.log(total))[..., 0]
+
+
+def in_pages(k, v, k_end, seed=0, page=128):
+  """Keys and values [B, S, K, H] as pools of shuffled pages, and the table.
+
+  Pages that hold the same in two rows are one. NaN lies beyond the last key
+  that any row sees of a page, and in pages that no row has. An entry beyond a
+  row's k_end is such a page, or P; so is that of the last page.
+  """
+  rng = np.random.default_rng(seed)
+  last = np.clip(k_end.max(1), 0, k.shape[1])
+  table = np.full((len(k), -(-k.shape[1] // page)), -1)
+  contents, seen = {}, {}
+  for row, end in enumerate(last):
+    for m, low in enumerate(range(0, end, page)):
+      content = k[row, low : low + page], v[row, low : low + page]
+      name = b"".join(x.tobytes() for x in content)
+      table[row, m], _ = contents.setdefault(name, (len(contents), content))
+      seen[name] = max(seen.get(name, 0), end - low)
+  count = len(contents) + 3
+  places = rng.permutation(count - 1)[: len(contents)]
+  places[:1] = count - 1
+  pools = np.full((2, count, page, *k.shape[2:]), np.nan, k.dtype)
+  for name, (number, content) in contents.items():
+    for pool, x in zip(pools, content, strict=True):
+      pool[places[number], : seen[name]] = x[: seen[name]]
+  unused = rng.choice(np.setdiff1d(np.arange(count), places), table.shape)
+  unused[rng.random(table.shape) < 0.5] = count
+  found = np.append(places, -1)[table]
+  table = np.where(table < 0, unused, found)
+  table[table == count - 1] = count
+  return *pools, table.astype(np.int32)

@@ -5,12 +5,13 @@ module as another one:
 
     python -m tests.pallas_kernels.compile_mosaic CHIP FOLDER SIZES...
 
-with SIZES as B,T,S,N,K,H, and ',smem' after it for softmax weights that go
-through shared memory. PTX, spills and shared memory are left in FOLDER.
+with SIZES as B,T,S,N,K,H, then ',paged' for a cache in pages, and ',smem' for
+softmax weights that go through shared memory. PTX, spills and shared memory are left in FOLDER.
 """
 
 import dataclasses
 import importlib
+import math
 import os
 import re
 import sys
@@ -23,33 +24,39 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import aot
-from pallas_kernels.range_attention import config, mosaic
+from pallas_kernels.range_attention import PAGE, config, mosaic
 
 KERNELS = {"h200": "hopper", "b200": "blackwell", "b300": "blackwell"}
 
 
 def compile_one(target: str, case: str) -> str:
   """What one call was cut into, and the kernels that it takes."""
-  sizes = case.removesuffix(",smem")
-  batch, queries, keys, heads, kv_heads, dim = map(int, sizes.split(","))
+  *sizes, _ = f"{case},".replace("smem,", "").replace("paged,", "").split(",")
+  batch, queries, keys, heads, kv_heads, dim = map(int, sizes)
+  page = PAGE if "paged" in case else keys
+  pages = batch, keys // page
   chip = getattr(config, KERNELS[target].upper())
   if case.endswith("smem"):
     chip = dataclasses.replace(chip, register_weights=False)
   module = importlib.import_module(
     f"pallas_kernels.range_attention.mosaic_{KERNELS[target]}"
   )
-  cache = jax.ShapeDtypeStruct((batch, keys, kv_heads, dim), jnp.bfloat16)
+  pool = jax.ShapeDtypeStruct(
+    (math.prod(pages), page, kv_heads, dim), jnp.bfloat16
+  )
   q = jax.ShapeDtypeStruct((batch, queries, heads, dim), jnp.bfloat16)
-  ends = jax.ShapeDtypeStruct((batch, queries), jnp.int32)
+  ends, table = (
+    jax.ShapeDtypeStruct(x, jnp.int32) for x in ((batch, queries), pages)
+  )
 
-  def two_layers(q, k, v, ends):
+  def two_layers(q, k, v, ends, table):
     for _ in range(2):
-      q, lse = module.range_attention(q, k, v, ends, chip=chip)
+      q, lse = module.range_attention(q, k, v, ends, table, chip=chip)
     return q, lse
 
-  done = aot.compile_for(target, two_layers, q, cache, cache, ends)
+  done = aot.compile_for(target, two_layers, q, pool, pool, ends, table)
   once, layers = kernels(done.as_text())
-  cut = mosaic.work(chip, q.shape, cache.shape)
+  cut = mosaic.work(chip, q.shape, (batch, keys, kv_heads, dim))
   return (
     f"DONE {target} {case}: blocks={kv_heads * cut.blocks} parts={cut.parts}"
     f" stages={cut.stages} once={len(once)} layer={len(layers) / 2:g}"

@@ -2,7 +2,8 @@
 
     TRITON_INTERPRET=1 python -m tests.pallas_kernels.interpret_triton IN OUT
 
-IN and OUT are npz files: q, k, v, k_end -> out, lse of each share of the keys.
+IN and OUT are npz files: q, k, v, k_end, table -> out, lse of each share of the
+keys.
 """
 
 import sys
@@ -55,8 +56,9 @@ def _patch_for_numpy(tensor, scope):
 def main():
   interpreter._patch_lang_tensor = _patch_for_numpy
   given = np.load(sys.argv[1])
-  arrays = [np.ascontiguousarray(given[n]) for n in ("q", "k", "v", "k_end")]
-  grid, sizes = launch(arrays[0].shape, arrays[1].shape)
+  names = "q", "k", "v", "k_end", "table"
+  arrays = [np.ascontiguousarray(given[n]) for n in names]
+  grid, sizes = launch(*(given[n].shape for n in ("q", "k", "table")))
   shape = (grid[1], *arrays[0].shape)
   out = np.full(shape, 123.0, np.float32)  # Nothing may stay.
   lse = np.full(shape[:-1], 123.0, np.float32)

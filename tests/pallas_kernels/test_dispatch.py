@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import aot
 from pallas_kernels.range_attention import (
+  PAGE,
   config,
   dispatch,
   range_attention,
@@ -57,6 +58,9 @@ def pick(name, heads=8, kv_heads=2, dim=128, keys=256, dtype=jnp.bfloat16, **k):
     ("10.3", {}, "mosaic"),
     ("9.0", {"dtype": jnp.float32}, "xla"),
     ("9.0", {"starts": True}, "xla"),
+    ("9.0", {"paged": True}, "mosaic"),
+    ("8.0", {"paged": True}, "triton"),
+    ("9.0", {"paged": True, "starts": True, "keys": 4096}, "xla"),
     ("9.0", {"dim": 32}, "triton"),
     ("9.0", {"dim": 80}, "xla"),
     ("9.0", {"heads": 32}, "triton"),  # Too many heads for one key head.
@@ -94,6 +98,7 @@ def test_none_picks_by_device_and_call(gpu, capability, call, chosen):
     ("9.0", "mosaic", {"keys": 99}, "keys S should be a multiple of 8, got 99"),
     ("9.0", "mosaic", {"keys": 2**31}, "keys S should be at most .*got 2147"),
     ("9.0", "mosaic", {"starts": True}, "takes no k_start"),
+    ("9.0", "tokamax", {"paged": True}, "take no table of pages"),
     ("7.5", "triton", {}, "needs compute capability 8.0, found 7.5"),
     ("8.0", "triton", {"dtype": jnp.float32}, "or float16, got float32"),
     ("8.0", "triton", {"dim": 80}, "head dimension .* got 80"),
@@ -188,7 +193,8 @@ def test_a_kernel_is_differentiable_through_both_outputs(monkeypatch):
   want = jax.grad(loss, (0, 1, 2))(q, k, v)
   calls = []
 
-  def kernel(q, k, v, k_end):
+  def kernel(q, k, v, k_end, table):
+    assert table.tolist() == [[0], [1]]  # Each row is a page.
     calls.append(q.shape)
     return reference.range_attention(q, k, v, k_end, jnp.zeros_like(k_end))
 
@@ -198,6 +204,30 @@ def test_a_kernel_is_differentiable_through_both_outputs(monkeypatch):
   assert calls
   for a, b in zip(got, want, strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_kernel_gets_the_table_and_says_so_of_gradients(monkeypatch):
+  pool = jnp.ones((7, PAGE, 1, 8))
+  table, ends = jnp.asarray([[3, 1], [0, 7]]), jnp.ones((2, 3), jnp.int32)
+  asked = []
+
+  def kernel(q, k, v, k_end, given):
+    np.testing.assert_array_equal(given, table)
+    assert given.dtype == jnp.int32 and k.shape == pool.shape
+    return q, q[..., 0]
+
+  def resolve(name, q_shape, k_shape, dtype, **how):
+    asked.append((k_shape, how))
+    return "mosaic"
+
+  monkeypatch.setattr(dispatch, "resolve", resolve)
+  monkeypatch.setattr(dispatch, "forward", lambda name: kernel)
+  q = jnp.ones((2, 3, 2, 8))
+  attend = lambda q: range_attention(q, pool, pool, ends, table=table)[0].sum()
+  attend(q)
+  assert asked == [((2, 2 * PAGE, 1, 8), {"starts": False, "paged": True})]
+  with pytest.raises(NotImplementedError, match="no gradient with a table"):
+    jax.grad(attend)(q)
 
 
 def shapes(b=1, t=32, s=4096, n=32, k=8, h=128, mesh=None):

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from pallas_kernels.range_attention import config, mosaic, range_attention
-from tests.pallas_kernels.cases import CASES, SLOW_CASES, dense, draw_ends, make
+from tests.pallas_kernels.cases import (
+  CASES,
+  PAGED_CASES,
+  SLOW_CASES,
+  SLOW_PAGED_CASES,
+  dense,
+  draw_ends,
+  in_pages,
+  make,
+)
 
 needs_interpreter = pytest.mark.skipif(
   jax.__version_info__ < (0, 11),
@@ -22,10 +31,18 @@ needs_interpreter = pytest.mark.skipif(
 )
 CHIPS = {"hopper": config.HOPPER, "blackwell": config.BLACKWELL}
 KERNELS = [pytest.param(n, marks=needs_interpreter) for n in CHIPS]
-EVERY = [
-  *(pytest.param(c, id=str(c)) for c in CASES),
-  *(pytest.param(c, id=str(c), marks=pytest.mark.slow) for c in SLOW_CASES),
-]
+
+
+def listed(cases, slow):
+  """Parameters of a test: cases, and slow ones."""
+  return [
+    *(pytest.param(c, id=str(c)) for c in cases),
+    *(pytest.param(c, id=str(c), marks=pytest.mark.slow) for c in slow),
+  ]
+
+
+EVERY = listed(CASES, SLOW_CASES)
+PAGED = listed(PAGED_CASES, SLOW_PAGED_CASES)
 
 
 def kernel(name):
@@ -52,14 +69,31 @@ def interpret(monkeypatch):
     gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
-def inputs(case):
-  """bfloat16 q, k, v with NaN wherever nothing may be read, and k_end."""
+def whole(k):
+  """The table of rows that are a page each."""
+  return np.arange(len(k), dtype=np.int32)[:, None]
+
+
+def drawn(case):
+  """bfloat16 q, k, v, and k_end."""
   q, k, v, _, _ = make(case.shape, 0)
   k_end = draw_ends(case, np.random.default_rng(1))
-  q, k, v = (np.array(x, jnp.bfloat16) for x in (q * case.scale, k, v))
+  return *(np.array(x, jnp.bfloat16) for x in (q * case.scale, k, v)), k_end
+
+
+def inputs(case):
+  """The same, with NaN wherever nothing may be read."""
+  q, k, v, k_end = drawn(case)
   for row, end in enumerate(k_end.max(1)):
     k[row, max(end, 0) :] = v[row, max(end, 0) :] = np.nan
   return q, k, v, k_end
+
+
+def paged_inputs(case):
+  """q, the pools, k_end and the table; rows begin with the same page."""
+  q, k, v, k_end = drawn(case)
+  k[1:, :128], v[1:, :128] = k[:1, :128], v[:1, :128]
+  return (q, *in_pages(k, v, k_end), k_end), (q, k, v, k_end)
 
 
 def hold(case, got, q, k, v, k_end):
@@ -96,23 +130,60 @@ def test_mosaic_matches_dense_mask_without_races(case, name, interpret):
   q, k, v, k_end = inputs(case)
   chip = dataclasses.replace(CHIPS[name], processors=case.processors)
   got = kernel(name).range_attention(
-    *map(jnp.asarray, (q, k, v, k_end)), chip=chip, interpret=interpret
+    *map(jnp.asarray, (q, k, v, k_end, whole(k))),
+    chip=chip,
+    interpret=interpret,
   )
   hold(case, got, q, k, v, k_end)
+
+
+@pytest.mark.parametrize("case", PAGED)
+def test_reference_reads_shuffled_and_shared_pages(case):
+  (q, k, v, table, k_end), same = paged_inputs(case)
+  assert (table == len(k)).any() or case.batch == 1
+  q, k, v, k_end, table = map(jnp.asarray, (q, k, v, k_end, table))
+  hold(case, range_attention(q, k, v, k_end, table=table), *same)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("case", PAGED)
+def test_mosaic_reads_shuffled_and_shared_pages_without_races(
+  case, name, interpret
+):
+  (q, k, v, table, k_end), same = paged_inputs(case)
+  chip = dataclasses.replace(CHIPS[name], processors=case.processors)
+  got = kernel(name).range_attention(
+    *map(jnp.asarray, (q, k, v, k_end, table)), chip=chip, interpret=interpret
+  )
+  hold(case, got, *same)
+
+
+@pytest.fixture
+def on_device():
+  """The kernel of the GPU that is there, with its chip."""
+  found = jax.devices("gpu")[0].compute_capability
+  name = {"9": "hopper", "10": "blackwell"}[found.split(".")[0]]
+  return kernel(name).range_attention, CHIPS[name]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("registers", [True, False])
 @pytest.mark.parametrize("case", [*CASES, *SLOW_CASES], ids=str)
-def test_mosaic_matches_dense_mask_on_the_device(case, registers):
-  found = jax.devices("gpu")[0].compute_capability
-  name = {"9": "hopper", "10": "blackwell"}[found.split(".")[0]]
-  chip = dataclasses.replace(CHIPS[name], register_weights=registers)
+def test_mosaic_matches_dense_mask_on_the_device(case, registers, on_device):
+  run, chip = on_device
+  chip = dataclasses.replace(chip, register_weights=registers)
   q, k, v, k_end = inputs(case)
-  got = kernel(name).range_attention(
-    *map(jnp.asarray, (q, k, v, k_end)), chip=chip
-  )
+  got = run(*map(jnp.asarray, (q, k, v, k_end, whole(k))), chip=chip)
   hold(case, got, q, k, v, k_end)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*PAGED_CASES, *SLOW_PAGED_CASES], ids=str)
+def test_mosaic_reads_pages_on_the_device(case, on_device):
+  run, chip = on_device
+  (q, k, v, table, k_end), same = paged_inputs(case)
+  got = run(*map(jnp.asarray, (q, k, v, k_end, table)), chip=chip)
+  hold(case, got, *same)
 
 
 @needs_interpreter
@@ -157,9 +228,11 @@ def test_the_interpreter_stores_one_run_of_bytes_like_the_chip():
 )  # fmt: skip
 def test_mosaic_names_what_it_cannot_serve(name, q, k, dtype, message):
   q, k = (jax.ShapeDtypeStruct(x, dtype) for x in (q, k))
-  k_end = jax.ShapeDtypeStruct(q.shape[:2], jnp.int32)
+  k_end, table = (
+    jax.ShapeDtypeStruct(x, jnp.int32) for x in (q.shape[:2], (2, 1))
+  )
   with pytest.raises(NotImplementedError, match=message):
-    jax.eval_shape(kernel(name).range_attention, q, k, k, k_end)
+    jax.eval_shape(kernel(name).range_attention, q, k, k, k_end, table)
 
 
 def test_mosaic_says_beforehand_whether_it_can_serve():

@@ -18,17 +18,18 @@ TARGETS = {"h200": "sm_90a", "b200": "sm_100a", "b300": "sm_103a"}
 SPILLS = {"h200": 0, "b200": 128, "b300": 128}  # Bytes.
 
 # The 8B model: one token; a block; the blocks of quadratic; a prompt.
-FAST = ["1,1,4096,32,8,128"]
+FAST = ["1,1,4096,32,8,128,paged"]
 SLOW = [
   *(
-    f"1,{queries},{keys},32,8,128"
+    f"1,{queries},{keys},32,8,128{pages}"
     for queries in (1, 32, 72, 272, 512)
     for keys in (4096, 32768)
+    for pages in ("", ",paged")
   ),
-  "8,32,32768,32,8,128",
-  "1,1,4096,24,8,128",  # Three heads per key head: rows that fill no tile.
-  "128,1,4096,32,8,128",
-  "1,32,4096,16,2,64",
+  "8,32,32768,32,8,128,paged",
+  "1,1,4096,24,8,128,paged",  # Three heads per key head: no tile is full.
+  "128,1,4096,32,8,128,paged",
+  "1,32,4096,16,2,64,paged",
   "2,5,40,4,4,64",  # Fewer keys than a tile.
 ]
 

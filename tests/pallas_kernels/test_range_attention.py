@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from pallas_kernels.range_attention import (
+  PAGE,
   local_attention,
   merge,
   range_attention,
   reference,
 )
 from pallas_kernels.range_attention.reference import CHUNK, QUERIES, WIDE
-from tests.pallas_kernels.cases import dense, make
+from tests.pallas_kernels.cases import dense, in_pages, make
 
 # B, T, S, N, K, H
 SHAPES = [
@@ -46,6 +47,66 @@ def test_matches_dense_float64_mask(shape, seed):
   empty = k_end <= start
   assert (np.asarray(out)[empty] == 0).all()
   assert np.isneginf(np.asarray(lse)[empty]).all()
+
+
+@pytest.mark.parametrize(
+  ("batch", "queries", "starts", "dtype", "platform"),
+  [
+    (1, 1, False, "float32", "cpu"),
+    (3, 1, False, "bfloat16", "cpu"),
+    (16, 1, False, "float32", "cpu"),
+    (2, 4, True, "float32", "cpu"),
+    (1, 17, False, "float32", "cpu"),
+    (4, 32, False, "float32", "cpu"),
+    (4, 32, False, "bfloat16", "cpu"),
+    (2, QUERIES + 22, False, "float32", "cpu"),  # In turns.
+    (2, QUERIES + 22, False, "bfloat16", "default"),
+    (2, QUERIES + 22, True, "float32", "default"),  # Rows: in wide chunks.
+  ],
+)
+def test_pages_equal_rows_to_the_last_bit(
+  batch, queries, starts, dtype, platform, monkeypatch
+):
+  """Shuffled and shared pages, with NaN in all that no query sees."""
+  chosen = lambda *args, **how: how[platform](*args)
+  monkeypatch.setattr(reference.lax, "platform_dependent", chosen)
+  shape = batch, queries, 5 * PAGE, 4, 2, 16
+  q, k, v, k_end, k_start = make(shape, batch * queries)
+  k[1:, :PAGE], v[1:, :PAGE] = k[:1, :PAGE], v[:1, :PAGE]
+  k_end[-1] = PAGE  # A row of one page.
+  k_end[0, 0] = 5 * PAGE + 3  # Means S.
+  q, k, v = (np.array(x, dtype) for x in (q, k, v))
+  *pools, table = in_pages(k, v, k_end)
+  assert batch == 1 or (table[-1, 0] == table[0, 0]).all()
+  pos, first = np.arange(5 * PAGE), k_start if starts else 0 * k_start
+  mask = (pos >= first[..., None]) & (pos < k_end[..., None])
+  out, _ = dense(*(x.astype(np.float32) for x in (q, k, v)), mask)
+  start = jnp.asarray(k_start) if starts else None
+  q, k, v, k_end, *paged = map(jnp.asarray, (q, k, v, k_end, *pools, table))
+  want = range_attention(q, k, v, k_end, k_start=start)
+  got = range_attention(q, *paged[:2], k_end, k_start=start, table=paged[2])
+  if not (starts and platform == "default"):
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_array_equal(a, b)
+  close = {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
+  np.testing.assert_allclose(got[0].astype(jnp.float32), out, 1e-4, close)
+
+
+def test_no_row_of_pages_sees_a_key():
+  """A pool of NaN and a table without a page."""
+  q = jnp.ones((2, 3, 2, 8))
+  pool = jnp.full((1, PAGE, 1, 8), jnp.nan)
+  ends, table = jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 4), jnp.int32)
+  out, lse = range_attention(q, pool, pool, ends, table=table)
+  assert (out == 0).all() and jnp.isneginf(lse).all()
+
+
+def test_pages_have_no_gradient():
+  q, pool = jnp.ones((1, 3, 2, 8)), jnp.ones((2, PAGE, 1, 8))
+  table, ends = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 3), jnp.int32)
+  attend = lambda q: range_attention(q, pool, pool, ends, table=table)[0].sum()
+  with pytest.raises(NotImplementedError, match="no gradient with a table"):
+    jax.grad(attend)(q)
 
 
 def test_all_rows_empty():
@@ -204,11 +265,24 @@ def bad(**changes):
     ({"k_end": jnp.zeros((2, 4), jnp.int32)}, r"k_end should be .* \(2, 5\)"),
     ({"k_end": jnp.zeros((2, 5))}, "k_end should be integers"),
     ({"implementation": "cuda"}, "implementation should be one of"),
+    ({"table": jnp.zeros((2, 1))}, r"table should be integers \[B, M\], got"),
+    ({"table": jnp.zeros(2, jnp.int32)}, r"\[B, M\], got int32\(2,\)"),
+    ({"table": jnp.zeros((3, 1), jnp.int32)}, "for each of the 2 rows of q"),
+    ({"table": jnp.zeros((2, 0), jnp.int32)}, r"got table.shape=\(2, 0\)"),
+    ({"table": jnp.zeros((2, 1), jnp.int32)}, "pages of 128 keys.*2, 9, 2, 8"),
+    (
+      {
+        "table": jnp.zeros((2, 1), jnp.int32),
+        "k": jnp.zeros((0, PAGE, 2, 8)), "v": jnp.zeros((0, PAGE, 2, 8)),
+      },
+      "pages of 128 keys.*0, 128, 2, 8",
+    ),
   ],
-)
+)  # fmt: skip
 def test_bad_arguments_are_named(changes, message):
   arguments = bad(**changes)
-  how = {k: arguments.pop(k) for k in ("implementation",) if k in arguments}
+  names = "implementation", "table"
+  how = {k: arguments.pop(k) for k in names if k in arguments}
   with pytest.raises(ValueError, match=message):
     range_attention(**arguments, **how)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import aot
-from pallas_kernels.range_attention import range_attention
-from tests.pallas_kernels.test_range_attention import dense, make
+from pallas_kernels.range_attention import PAGE, range_attention
+from tests.pallas_kernels.cases import dense, in_pages, make
 
 reason = aot.unavailable()
 if reason is None and not importlib.util.find_spec("jax_triton"):
@@ -32,28 +32,43 @@ CALLS = [
 def test_aot_compiles_for_sm_80_90_100(chip, shape):
   b, t, s, n, k, h = shape
   low = lambda *size: jax.ShapeDtypeStruct(size, jnp.bfloat16)
+  whole = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
+  paged = s % PAGE == 0
+  pool = low(b * s // PAGE, PAGE, k, h) if paged else low(b, s, k, h)
+  table = whole(b, s // PAGE) if paged else None
   done = aot.compile_for(
     chip,
-    lambda *args: range_attention(*args, implementation="triton"),
-    low(b, t, n, h),
-    low(b, s, k, h),
-    low(b, s, k, h),
-    jax.ShapeDtypeStruct((b, t), jnp.int32),
+    lambda q, k, v, k_end, table: range_attention(
+      q, k, v, k_end, table=table, implementation="triton"
+    ),
+    *(low(b, t, n, h), pool, pool, whole(b, t), table),
   )
   assert "triton_kernel_call" in done.as_text()
 
 
 @pytest.mark.parametrize(
-  "shape", [(2, 5, 99, 6, 2, 16), (1, 33, 190, 4, 1, 16), (3, 1, 64, 2, 2, 16)]
+  ("shape", "paged"),
+  [
+    ((2, 5, 99, 6, 2, 16), False),
+    ((1, 33, 190, 4, 1, 16), False),
+    ((3, 1, 64, 2, 2, 16), False),
+    ((3, 1, 640, 2, 2, 16), True),
+    ((2, 32, 256, 4, 1, 16), True),
+  ],
 )
-def test_interpreted_kernel_matches_dense_float64(shape, tmp_path):
+def test_interpreted_kernel_matches_dense_float64(shape, paged, tmp_path):
   q, k, v, k_end, _ = make(shape, 0)
+  k[1:, :PAGE], v[1:, :PAGE] = k[:1, :PAGE], v[:1, :PAGE]
   k_end[0, 0] = shape[2] + 5  # Means S.
   mask = np.arange(shape[2]) < k_end[..., None]
   want_out, want_lse = dense(q, k, v, mask)
-  for row, end in enumerate(k_end.max(1)):  # Must never be used.
-    k[row, end:] = v[row, end:] = np.nan
-  np.savez(tmp_path / "in.npz", q=q, k=k, v=v, k_end=k_end)
+  if paged:
+    k, v, table = in_pages(k, v, k_end)
+  else:
+    table = np.arange(shape[0], dtype=np.int32)[:, None]
+    for row, end in enumerate(k_end.max(1)):  # Must never be used.
+      k[row, end:] = v[row, end:] = np.nan
+  np.savez(tmp_path / "in.npz", q=q, k=k, v=v, k_end=k_end, table=table)
   module = "tests.pallas_kernels.interpret_triton"
   subprocess.run(
     [sys.executable, "-m", module, tmp_path / "in.npz", tmp_path / "out.npz"],
@@ -68,19 +83,26 @@ def test_interpreted_kernel_matches_dense_float64(shape, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize(
   "shape",
   [(2, 5, 99, 6, 2, 64), (1, 33, 300, 32, 8, 128), (3, 1, 999, 8, 2, 128)],
 )
-def test_on_a_gpu_matches_dense_float64(shape):
+def test_on_a_gpu_matches_dense_float64(shape, paged):
   *given, k_end, _ = make(shape, 0)
-  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in given)
+  q, k, v = (np.array(x, jnp.bfloat16) for x in given)
   mask = np.arange(shape[2]) < k_end[..., None]
-  want_out, want_lse = dense(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
-  for row, end in enumerate(k_end.max(1)):
-    k, v = (x.at[row, end:].set(jnp.nan) for x in (k, v))
+  want_out, want_lse = dense(*(x.astype(np.float32) for x in (q, k, v)), mask)
+  table = None
+  if paged:
+    k, v, table = in_pages(k, v, k_end)
+    table = jnp.asarray(table)
+  else:
+    for row, end in enumerate(k_end.max(1)):
+      k[row, end:] = v[row, end:] = np.nan
+  q, k, v, k_end = map(jnp.asarray, (q, k, v, k_end))
   out, lse = range_attention(
-    q, k, v, jnp.asarray(k_end), implementation="triton"
+    q, k, v, k_end, table=table, implementation="triton"
   )
   np.testing.assert_allclose(out.astype(jnp.float32), want_out, atol=2e-2)
   np.testing.assert_allclose(lse, want_lse, rtol=1e-2, atol=1e-2)
