@@ -76,7 +76,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -q -e '.[hub,train,convert,aot,dev]'
+	$(VENV)/bin/python -m pip install -q -e '.[hub,train,convert,serve,aot,dev]'
 	@touch $@ $(VENV)/.core
 
 # Peers to compare with: torch (its CPU build, where pip finds one).

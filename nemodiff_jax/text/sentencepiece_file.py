@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_jax.text.cuts import Cuts
+from nemodiff_jax.text.pieces import piece_bytes
 from nemodiff_jax.text.special_tokens import AddedToken, Named
 
 # Behind a serialised model this says normalizer_spec.add_dummy_prefix = false.
@@ -85,6 +86,15 @@ class SentencePieceTokenizer:
       return self._added[token]
     known = self._model.piece_to_id(token)
     return None if known == self._model.unk_id() else known
+
+  def pieces(self) -> list[bytes | None]:
+    """Bytes of every id."""
+    found: dict[int, bytes] = {i: s.encode() for i, s in self._shown.items()}
+    for i in set(range(self._size)) - {*found, *self._special}:
+      if not (self._model.is_control(i) or self._model.is_unknown(i)):
+        found[i] = piece_bytes(self._model.id_to_piece(i))
+    count = max([self._size, *(i + 1 for i in self._added.values())])
+    return [found.get(i) for i in range(count)]
 
   def _tokens(self, named: Named) -> tuple[list[AddedToken], dict[str, int]]:
     """Control pieces and the tokens named beside the model, with their ids."""

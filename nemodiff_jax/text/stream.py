@@ -83,7 +83,9 @@ class TextStream:
     if self._find_stop(new):
       return True
     self._buffer += new
-    self.text = self._buffer[: len(self._buffer) - self._held()]
+    self.text = self._buffer[
+      : len(self._buffer) - held_back(self._buffer, self._stops)
+    ]
     return False
 
   def _find_stop(self, new: str) -> bool:
@@ -96,15 +98,16 @@ class TextStream:
       self.text = whole[: min(found)]
     return bool(found)
 
-  def _held(self) -> int:
-    """Length of the longest end that may begin a stop string."""
-    longest = 0
-    for stop in self._stops:
-      for size in range(min(len(stop) - 1, len(self._buffer)), longest, -1):
-        if self._buffer.endswith(stop[:size]):
-          longest = size
-          break
-    return longest
+
+def held_back(text: str, ends: Sequence[str]) -> int:
+  """Length of the longest end of a text that may begin one of `ends`."""
+  longest = 0
+  for end in ends:
+    for size in range(min(len(end) - 1, len(text)), longest, -1):
+      if text.endswith(end[:size]):
+        longest = size
+        break
+  return longest
 
 
 def check_stops(stops: str | Sequence[str]) -> tuple[str, ...]:

@@ -75,6 +75,14 @@ class TekkenTokenizer:
     """Id of a token by its name."""
     return self._special.get(token)
 
+  def pieces(self) -> list[bytes | None]:
+    """Bytes of every id."""
+    encoding, special = self._encoding, [None] * self._offset
+    count = self._size - self._offset
+    return special + [
+      encoding.decode_single_token_bytes(i) for i in range(count)
+    ]
+
 
 def _special(listed: list[dict] | None, count: int) -> dict[str, int]:
   """Ids of the special tokens by name, fillers for those without."""

@@ -91,6 +91,10 @@ class ChatTemplate:
         said = with_arguments(said, parsed)
     return run(said)
 
+  def mentions(self, text: str) -> bool:
+    """Whether any of the templates holds a text."""
+    return any(text in source for source in self._sources.values())
+
   def _source(self, tools: bool) -> str:
     for name in ("tool_use", "default") if tools else ("default",):
       if name in self._sources:

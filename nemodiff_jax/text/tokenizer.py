@@ -49,6 +49,10 @@ class Tokenizer(Protocol):
     """Id of a token by its name, None where there is none."""
     ...
 
+  def pieces(self) -> list[bytes | None]:
+    """Bytes that each id adds to a text; None: a special token, or no text."""
+    ...
+
 
 class File(Protocol):
   """A tokenizer file, read; its errors are those of its library."""
@@ -67,6 +71,10 @@ class File(Protocol):
 
   def id_of(self, token: str) -> int | None:
     """As `Tokenizer.id_of`."""
+    ...
+
+  def pieces(self) -> list[bytes | None]:
+    """As `Tokenizer.pieces`."""
     ...
 
 
@@ -126,6 +134,11 @@ class FileTokenizer:
     """Id of a token by its name."""
     with _told(f"{self._path}: not a token's name"):
       return self._file.id_of(token)
+
+  def pieces(self) -> list[bytes | None]:
+    """Bytes of every id."""
+    with _told(f"{self._path}: pieces cannot be read"):
+      return self._file.pieces()
 
   @contextlib.contextmanager
   def _encoding(self, text: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_jax.text.cuts import Cuts
+from nemodiff_jax.text.pieces import level_bytes, piece_bytes
 from nemodiff_jax.text.special_tokens import AddedToken, Named
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -74,6 +75,16 @@ class JsonTokenizer:
   def id_of(self, token: str) -> int | None:
     """Id of a token by its name."""
     return self._rendered.token_to_id(token)
+
+  def pieces(self) -> list[bytes | None]:
+    """Bytes of every id."""
+    levels = "ByteLevel" in str(self._rendered.decoder)
+    read = level_bytes if levels else piece_bytes
+    vocab = self._rendered.get_vocab(with_added_tokens=False)
+    found: dict[int, bytes | None] = {i: read(p) for p, i in vocab.items()}
+    for i, token in self._rendered.get_added_tokens_decoder().items():
+      found[i] = None if token.special else token.content.encode()
+    return [found.get(i) for i in range(max(found) + 1)]
 
   def _add(self, named: Named) -> None:
     """Adds the tokens that only the files beside it name."""

@@ -287,3 +287,19 @@ def test_broken_files_beside_are_told_of_when_a_text_is_encoded(
   for call in (made.encode, made.encode_rendered):
     with pytest.raises(UserError, match=message):
       call("a")
+
+
+@pytest.mark.parametrize("file", [*FILES, "metaspace"])
+def test_pieces_are_the_bytes_of_the_text(tmp_path, file):
+  """Those of a text's ids are its UTF-8; a control token has none."""
+  if file == "metaspace":
+    folders.metaspace(tmp_path)
+    control = None
+  else:
+    _, control = write_any(tmp_path, file)
+  tokenizer = load_tokenizer(tmp_path)
+  pieces = tokenizer.pieces()
+  shown = b"".join(pieces[i] for i in tokenizer.encode_rendered(TEXT))
+  assert shown.removeprefix(b" ") == TEXT.encode()
+  if control is not None:
+    assert pieces[tokenizer.id_of(control)] is None

@@ -1,1 +1,0 @@
-"""Measures a checkpoint: accuracy, tokens per forward, likelihood, speed."""

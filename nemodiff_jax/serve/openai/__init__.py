@@ -1,0 +1,1 @@
+"""OpenAI's protocol: requests as jobs, events as answers."""

@@ -1,0 +1,123 @@
+"""Which form a request of OpenAI's protocol wants its output in."""
+
+import json
+from typing import Any
+
+from nemodiff_jax.serve.errors import Refusal
+from nemodiff_jax.serve.protocol.openai import ChatRequest, Choose
+from nemodiff_jax.serve.protocol.sampling import Sampling, StructuredOutputs
+from nemodiff_jax.serve.structured import Spec, json_spec
+
+_OBJECT = {"type": "object"}
+
+
+def asked(request: Sampling) -> Spec | None:
+  """What the output has to match; None: nothing.
+
+  Raises:
+    Refusal: a form that is not known, or two of them.
+  """
+  found = [*_response_format(request), *_structured(request), *_guided(request)]
+  if isinstance(request, ChatRequest):
+    found += _forced_tools(request)
+  if len(found) > 1:
+    fields = " and ".join(spec.field for spec in found)
+    raise Refusal(
+      f"{fields}: an output can be made to match one form only.",
+      found[1].field,
+    )
+  return found[0] if found else None
+
+
+def _response_format(request: Sampling) -> list[Spec]:
+  field, given = "response_format", request.response_format
+  if given is None or given.get("type") == "text":
+    return []
+  if given.get("type") == "json_object":
+    return [json_spec(field, _OBJECT)]
+  if given.get("type") != "json_schema":
+    raise Refusal(
+      "response_format.type should be text, json_object or json_schema, got"
+      f" {given.get('type')!r:.60}.",
+      field,
+    )
+  holder = given.get("json_schema")
+  if not isinstance(holder, dict) or not isinstance(holder.get("schema"), dict):
+    raise Refusal(
+      "response_format of type json_schema needs json_schema, an object with a"
+      " schema.",
+      field,
+    )
+  return [json_spec(field, holder["schema"])]
+
+
+def _structured(request: Sampling) -> list[Spec]:
+  given = request.structured_outputs
+  if given is None:
+    return []
+  return _kinds(given, "structured_outputs.", "structured_outputs")
+
+
+def _guided(request: Sampling) -> list[Spec]:
+  names = ("json", "regex", "choice", "grammar")
+  values = {n: getattr(request, f"guided_{n}") for n in names}
+  given = StructuredOutputs.model_construct(json_=values.pop("json"), **values)
+  return _kinds(given, "guided_", None)
+
+
+def _kinds(
+  given: StructuredOutputs, prefix: str, field: str | None
+) -> list[Spec]:
+  """Specs of the kinds that are set; `field`: to name instead of each."""
+  found = []
+  if given.json_ is not None:
+    found.append(json_spec(field or f"{prefix}json", given.json_))
+  if given.regex is not None:
+    found.append(Spec(field or f"{prefix}regex", "regex", given.regex))
+  if given.choice is not None:
+    if not given.choice:
+      raise Refusal(
+        f"{prefix}choice should hold a text.", field or "guided_choice"
+      )
+    source = json.dumps(given.choice)
+    found.append(Spec(field or f"{prefix}choice", "choice", source))
+  if given.grammar is not None:
+    found.append(Spec(field or f"{prefix}grammar", "grammar", given.grammar))
+  if given.json_object:
+    found.append(json_spec(field or prefix, _OBJECT))
+  return found
+
+
+def _forced_tools(request: ChatRequest) -> list[Spec]:
+  """Calls that have to be made, in the form that `tools.py` reads."""
+  choice = request.tool_choice
+  if isinstance(choice, Choose):
+    (function,) = [
+      t.function
+      for t in request.tools or ()
+      if t.function.name == choice.function.name
+    ]
+    return [json_spec("tool_choice", function.parameters or _OBJECT)]
+  if choice != "required":
+    return []
+  calls = [_call(t.function) for t in request.tools or ()]
+  schema: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"anyOf": calls},
+  }
+  if not request.parallel_tool_calls:
+    schema["maxItems"] = 1
+  return [json_spec("tool_choice", schema)]
+
+
+def _call(function: Any) -> dict[str, Any]:
+  return {
+    "type": "object",
+    "properties": {
+      "name": {"const": function.name},
+      "parameters": function.parameters or _OBJECT,
+    },
+    "required": ["name", "parameters"],
+    "additionalProperties": False,
+  }

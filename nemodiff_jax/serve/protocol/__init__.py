@@ -1,0 +1,1 @@
+"""What goes over the wire: types of requests, and nothing else."""

@@ -1,0 +1,1 @@
+"""SGLang's native protocol: requests as jobs, events as answers."""
