@@ -2,7 +2,7 @@
 
     make .venv/.dev
     JAX_PLATFORMS=cpu .venv/bin/python -m benchmarks.decode_aot \
-      [--chips=h200,b200] [--sizes=3b,8b,14b] [--modes=ar] [--layers=N] \
+      [--chips=h200,b200] [--sizes=3b,8b,14b] [--decoding=ar] [--layers=N] \
       [--schemes=none,int8] [--implementation=xla]
 
 For each mode, size and chip, at batch 1 with a cache of 4096 positions: the
@@ -35,7 +35,7 @@ from pallas_kernels import aot
 
 CHIPS = flags.DEFINE_list("chips", ["h200", "b200"], "Chips to compile for.")
 _SIZES = flags.DEFINE_list("sizes", ["8b"], "Released sizes.")
-_MODES = flags.DEFINE_list("modes", list(MODES), "Decoding modes.")
+_MODES = flags.DEFINE_list("decoding", list(MODES), "Decoding modes.")
 _SCHEMES = flags.DEFINE_list("schemes", ["none"], "none, int8.")
 _LAYERS = flags.DEFINE_integer("layers", None, "Layers; default: all.")
 _IMPLEMENTATION = flags.DEFINE_string(

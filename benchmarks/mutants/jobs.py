@@ -77,7 +77,7 @@ MUTATIONS = (
   ),
   _break(
     "--chat is no setting", "cli/generate.py",
-    '    "chat": _CHAT.value,\n', "", f"{FILE} templates",
+    '    "chat": shared.CHAT.value,\n', "", f"{FILE} templates",
   ),
   _break(
     "--enable_thinking is no setting", "cli/generate.py",

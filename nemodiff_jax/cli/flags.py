@@ -103,6 +103,9 @@ END_THINK_TOKEN_ID = flags.DEFINE_integer(
   None,
   "The end-of-thinking token. Default: the tokenizer's </think>.",
 )
+CHAT = flags.DEFINE_bool(
+  "chat", False, "Take a prompt as a message, through the chat template."
+)
 ENABLE_THINKING = flags.DEFINE_bool(
   "enable_thinking", None, "Passed to the chat template, if given."
 )

@@ -39,9 +39,6 @@ _PROMPTS_FILE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSONL file to append results to. Default: standard output."
 )
-_CHAT = flags.DEFINE_bool(
-  "chat", False, "Take the prompt as a message, through the chat template."
-)
 _STREAM = flags.DEFINE_bool(
   "stream", False, "With --prompt: print the text as it becomes certain."
 )
@@ -68,7 +65,7 @@ def main() -> int:
   config = shared.run_config(opened.config)
   shared.devices(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
-  reader = jobs.Reader(opened, row, limit, _CHAT.value, think)
+  reader = jobs.Reader(opened, row, limit, shared.CHAT.value, think)
   if file is not None:
     items = list(reader.read(file))
   else:
@@ -123,7 +120,7 @@ def _settings(
     "lora": shared.LORA.value,
     "dtype": shared.DTYPE.value or api.default_dtype(),
     "quantize": shared.QUANTIZE.value,
-    "chat": _CHAT.value,
+    "chat": shared.CHAT.value,
     "enable_thinking": shared.ENABLE_THINKING.value,
     "prompt": _PROMPT.value,
   }

@@ -30,7 +30,7 @@ def gate(
   done = subprocess.run(
     [
       sys.executable, "-m", "benchmarks.decode_aot", f"--chips={chip}",
-      f"--sizes={size}", f"--modes={','.join(modes)}", f"--layers={layers}",
+      f"--sizes={size}", f"--decoding={','.join(modes)}", f"--layers={layers}",
       f"--schemes={scheme}",
     ],
     env=os.environ | {"JAX_PLATFORMS": "cpu"},

@@ -1,0 +1,1 @@
+"""Measures a checkpoint: accuracy, tokens per forward, likelihood, speed."""

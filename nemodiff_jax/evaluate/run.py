@@ -1,0 +1,157 @@
+"""A run: every task in every setting, recorded sample by sample."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nemodiff_jax import api
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.errors import UserError
+from nemodiff_jax.evaluate import decoding, traced
+from nemodiff_jax.evaluate.record import RESULTS, Record, Sample, write_json
+from nemodiff_jax.evaluate.results import summarise
+from nemodiff_jax.evaluate.sweep import Skipped, label
+from nemodiff_jax.evaluate.tasks import Question, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is decoded.
+
+  Attributes:
+    tasks: with the row settings of each.
+    settings: how to decode.
+    batch_size: rows at a time; it changes nothing.
+    variables: for the chat template.
+  """
+
+  tasks: Sequence[tuple[Task, RowSettings]]
+  settings: Sequence[DecodeConfig]
+  batch_size: int
+  variables: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def row_for(task: Task, row: RowSettings, own_limit: bool) -> RowSettings:
+  """The run's row settings with what the task asks for.
+
+  The task's limit of tokens counts unless the run gave one (`own_limit`); its
+  stop strings are added.
+  """
+  changes: dict[str, Any] = {"stop": [*row.stop, *task.stop]}
+  if not own_limit:
+    changes["max_new_tokens"] = task.max_new_tokens
+  return dataclasses.replace(row, **changes)
+
+
+def run(
+  model: api.Model,
+  plan: Plan,
+  record: Record,
+  say: Callable[[str], None],
+) -> list[Skipped]:
+  """Decodes what the record lacks, and writes it; returns what cannot be.
+
+  A setting that cannot be decoded here (memory) is skipped.
+  """
+  record.write_questions(
+    {
+      "task": task.name,
+      "id": q.id,
+      "group": q.group,
+      "prompt": q.prompt,
+      "answer": q.answer,
+    }
+    for task, _ in plan.tasks
+    for q in task.questions
+  )
+  skipped = []
+  for task, row in plan.tasks:
+    prompts = decoding.prepare(model, task.questions, row, **plan.variables)
+    for setting in plan.settings:
+      begun, name = time.perf_counter(), label(setting)
+      try:
+        count = _fill(model, plan, record, task, row, setting, prompts)
+      except UserError as e:
+        if e.kind != "memory":
+          raise
+        skipped.append(Skipped(f"{task.name}, {name}", str(e)))
+        continue
+      spent = time.perf_counter() - begun
+      say(f"{task.name}, {name}: {count} replies in {spent:.1f} s")
+  return skipped
+
+
+def _fill(model, plan, record, task, row, setting, prompts) -> int:
+  """Decodes the questions that have no sample yet; returns how many."""
+  name = label(setting)
+  done = record.done(task.name, name)
+  todo = [i for i, q in enumerate(task.questions) if q.id not in done]
+  if not todo:
+    return 0
+  outputs = decoding.decode(
+    model, setting, [prompts[i] for i in todo], row, plan.batch_size
+  )
+  for i, output in zip(todo, outputs, strict=True):
+    record.add(sample(task.name, name, task.questions[i], output))
+  return len(todo)
+
+
+def sample(
+  task: str, setting: str, question: Question, output: api.DecodeOutput
+) -> Sample:
+  """A line of samples.jsonl; the counts have NVIDIA's names."""
+  text = output.text or ""
+  verdict = question.judge(text)
+  found = {
+    "task": task,
+    "setting": setting,
+    "id": question.id,
+    "group": question.group,
+    "score": verdict.score,
+    "found": verdict.found,
+    "text": text,
+    "token_ids": output.token_ids,
+    "finish_reason": output.finish_reason,
+    "num_generated_tokens": output.completion_tokens,
+    "nfe": output.nfe,
+    "prompt_tokens": output.prompt_tokens,
+  }
+  if output.accepted is not None:
+    found["accepted"] = output.accepted
+  return found
+
+
+def finish(record: Record, skipped: Sequence[Skipped]) -> dict[str, Any]:
+  """Writes results.json, and returns what it holds."""
+  results = {
+    "rows": summarise(record.samples),
+    "skipped": [dataclasses.asdict(s) for s in skipped],
+  }
+  write_json(record.folder / RESULTS, results)
+  return results
+
+
+def traces(model: api.Model, plan: Plan, count: int) -> list[dict[str, Any]]:
+  """What the traces of the first `count` questions of the first task tell."""
+  if not count:
+    return []
+  task, row = plan.tasks[0]
+  questions = task.questions[:count]
+  prompts = decoding.prepare(model, questions, row, **plan.variables)
+  found = []
+  for setting in plan.settings:
+    if setting.mode not in ("diffusion", "linear_spec"):
+      continue
+    for question, prompt in zip(questions, prompts, strict=True):
+      entries = decoding.trace(model, setting, prompt, row)
+      found.append(
+        {
+          "task": task.name,
+          "setting": label(setting),
+          "id": question.id,
+          "judged": traced.judged_drafts(setting.mode, entries),
+          "passes": traced.passes_per_block(entries),
+        }
+      )
+  return found
