@@ -101,6 +101,8 @@ def test_choices_appear_in_order_and_end_once(client):
   assert sorted(ends) == [0, 1, 2]
   assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 21
   assert all(c.usage is None for c in chunks[:-1])
+  alone = client.chat.completions.create(model="", messages=ask("seed @"))
+  assert chunks[-1].usage.prompt_tokens == alone.usage.prompt_tokens
   with client.chat.completions.stream(
     model="", messages=ask("seed @"), n=2, seed=1
   ) as stream:
@@ -172,8 +174,17 @@ def test_forced_calls_are_read_without_mark_up(client, engine):
   (made,) = many.message.tool_calls
   assert json.loads(made.function.arguments) == {"a": 3, "b": "]}"}
   matcher = engine.jobs[-1].grammar
-  matcher.accept(text.encode())
-  assert matcher.may_end() and not matcher.dead
+  matcher.accept(text[:-1].encode())
+  assert matcher.forced() == [] and not matcher.dead  # Or another call.
+  matcher.accept(b"]")
+  assert matcher.may_end()
+  client.chat.completions.create(
+    model="", messages=ask(text), tools=[ADD], tool_choice="required",
+    parallel_tool_calls=False,
+  )  # fmt: skip
+  single = engine.jobs[-1].grammar
+  single.accept(text[:-1].encode())
+  assert single.forced() == [ord("]")]
   off = client.chat.completions.create(
     model="", messages=ask(call(a=1, b="")), tools=[ADD], tool_choice="none"
   ).choices[0]

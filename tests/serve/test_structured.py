@@ -90,6 +90,8 @@ def test_an_end_inside_of_a_draft_does_no_harm(draft):
   matcher = regex("ab")
   masks = matcher.masks([*draft, *STOPS, 97])
   assert allowed(masks[0]) == {97}
+  everything = set(range(fakes.SIZE))
+  assert all(allowed(m) == everything for m in masks[len(draft) + 1 :])
   if draft == b"ab":
     assert allowed(masks[2]) == set(STOPS)
   matcher.accept(list(b"ab"))
