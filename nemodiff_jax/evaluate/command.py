@@ -10,14 +10,19 @@ from typing import Any
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.evaluate import environment, packaged, report, sandbox, tasks
+from nemodiff_jax.evaluate import (
+  environment,
+  lm_eval_tasks,
+  packaged,
+  report,
+  sandbox,
+  tasks,
+)
 from nemodiff_jax.evaluate import run as runs
 from nemodiff_jax.evaluate.record import Record, write_json
 from nemodiff_jax.evaluate.results import table, text_table
 from nemodiff_jax.evaluate.sweep import label, sweep
 from nemodiff_jax.io.checkpoint import Checkpoint
-
-LM_EVAL = "lm_eval:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,11 @@ def evaluate(request: Request, say: Callable[[str], None]) -> int:
   options = tasks.Options(
     r.limit, r.num_fewshot or 0, r.chat, not r.unsafe_code
   )
-  asked = [open_task(name, options) for name in r.tasks]
+  foreign = [n for n in r.tasks if n.startswith(lm_eval_tasks.PREFIX)]
+  harness = lm_eval_tasks.Tasks(r.include_path) if foreign else None
+  for name in foreign:
+    harness.check(name)
+  asked = [open_task(n, options) for n in r.tasks if n not in foreign]
   if any(t.runs_code for t in asked):
     sandbox.check(r.unsafe_code)
   settings, skipped = sweep(
@@ -70,9 +79,14 @@ def evaluate(request: Request, say: Callable[[str], None]) -> int:
     variables["enable_thinking"] = r.enable_thinking
   plan = runs.Plan(planned, settings, r.batch_size, variables)
   made = {"date": time.strftime("%Y-%m-%d"), "batch_size": r.batch_size}
-  record = Record(r.out, describe(request, plan), made)
+  record = Record(r.out, describe(request, plan, foreign), made)
   model = r.load()
   skipped += runs.run(model, plan, record, say)
+  if harness is not None:
+    skipped += lm_eval_tasks.run(
+      harness, foreign, model, settings, options, r.row, r.batch_size, record,
+      say,
+    )  # fmt: skip
   results = runs.finish(record, skipped)
   traces = runs.traces(model, plan, r.traced)
   write_json(r.out / report.TRACES, traces)
@@ -120,10 +134,13 @@ def known_tasks() -> list[str]:
   return [tasks.EMBEDDED, "gsm8k", "humaneval", *families]
 
 
-def describe(request: Request, plan: runs.Plan) -> dict[str, Any]:
+def describe(
+  request: Request, plan: runs.Plan, foreign: Sequence[str]
+) -> dict[str, Any]:
   """Everything that decides the numbers, for run.json."""
   r = request
   peers = {t.details.get("source") for t, _ in plan.tasks}
+  peers |= {"lm_eval"} if foreign else set()
   return {
     "checkpoint": {
       "name": r.opened.folder.name,
@@ -149,6 +166,16 @@ def describe(request: Request, plan: runs.Plan) -> dict[str, Any]:
         "row": dataclasses.asdict(row),
       }
       for t, row in plan.tasks
+    ]
+    + [
+      {
+        "name": name,
+        "limit": r.limit,
+        "num_fewshot": r.num_fewshot,
+        "prompt_format": "chat" if r.chat else "as given",
+        "row": dataclasses.asdict(r.row),
+      }
+      for name in foreign
     ],
     "enable_thinking": r.enable_thinking,
     "unsafe_code": r.unsafe_code,

@@ -1,6 +1,6 @@
 """The one door to decoding: replies, and traces of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nemodiff_jax import api
@@ -8,30 +8,27 @@ from nemodiff_jax.decode.config import DecodeConfig, RowSettings, check_prompt
 from nemodiff_jax.decode.generate import stream_ids
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.evaluate.tasks import Question
-from nemodiff_jax.prompts import encode_prompt, finish_row
+from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
 
 
 def prepare(
   model: api.Model,
-  questions: Sequence[Question],
+  prompts: Iterable[tuple[str, Prompt]],
   row: RowSettings,
   **variables: Any,
 ) -> list[list[int]]:
-  """Ids of the questions' prompts; `variables` go to the chat template.
+  """Ids of prompts with a name each; `variables` go to the chat template.
 
   Raises:
     UserError: one that the model cannot be asked.
   """
   row, found = finish_row(model.tokenizer, row), []
-  for q in questions:
+  for name, prompt in prompts:
     try:
-      ids = encode_prompt(
-        model.tokenizer, model.template, q.prompt, **variables
-      )
+      ids = encode_prompt(model.tokenizer, model.template, prompt, **variables)
       found.append(check_prompt(ids, row, model.config))
     except UserError as e:
-      raise UserError(f"question {q.id!r}: {e}") from e
+      raise UserError(f"question {name!r}: {e}") from e
   return found
 
 

@@ -90,8 +90,8 @@ def _quality(task: str, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
     y = [100 * r["accuracy"] for r in part]
     low, high = zip(*(r["accuracy_interval"] for r in part), strict=True)
     error = [
-      [b - 100 * a for a, b in zip(low, y, strict=True)],
-      [100 * a - b for a, b in zip(high, y, strict=True)],
+      [max(0.0, b - 100 * a) for a, b in zip(low, y, strict=True)],
+      [max(0.0, 100 * a - b) for a, b in zip(high, y, strict=True)],
     ]
     axes.errorbar(
       x, y, error, label=name, color=COLORS[mode_of(name.split(",")[0])],

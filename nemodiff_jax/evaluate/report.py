@@ -40,7 +40,7 @@ def write(folder: Path) -> str | None:
   traces = json.loads(path.read_text()) if path.exists() else []
   figures, why = _figures(results["rows"], samples, traces)
   body = [
-    _asked(run, len(questions)),
+    _asked(run, len({(s["task"], s["id"]) for s in samples})),
     _results(results),
     figures or f"<p class=note>{html.escape(why or '')}</p>",
     _samples(samples, questions),
@@ -118,7 +118,7 @@ def _samples(samples: Sequence[dict], questions: dict) -> str:
   )  # Stable: else as asked.
   lines = []
   for key in order[:SHOWN]:
-    asked = questions.get(key, {})
+    asked = questions.get(key) or by[key][0]  # lm_eval's are in the sample.
     prompt = asked.get("prompt", "")
     if not isinstance(prompt, str):
       prompt = "\n".join(str(m.get("content", "")) for m in prompt)

@@ -67,7 +67,8 @@ def run(
   )
   skipped = []
   for task, row in plan.tasks:
-    prompts = decoding.prepare(model, task.questions, row, **plan.variables)
+    asked = [(q.id, q.prompt) for q in task.questions]
+    prompts = decoding.prepare(model, asked, row, **plan.variables)
     for setting in plan.settings:
       begun, name = time.perf_counter(), label(setting)
       try:
@@ -134,11 +135,12 @@ def finish(record: Record, skipped: Sequence[Skipped]) -> dict[str, Any]:
 
 def traces(model: api.Model, plan: Plan, count: int) -> list[dict[str, Any]]:
   """What the traces of the first `count` questions of the first task tell."""
-  if not count:
+  if not count or not plan.tasks:
     return []
   task, row = plan.tasks[0]
   questions = task.questions[:count]
-  prompts = decoding.prepare(model, questions, row, **plan.variables)
+  asked = [(q.id, q.prompt) for q in questions]
+  prompts = decoding.prepare(model, asked, row, **plan.variables)
   found = []
   for setting in plan.settings:
     if setting.mode not in ("diffusion", "linear_spec"):
