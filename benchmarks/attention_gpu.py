@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks import measure
 from benchmarks.decode_aot import CHIPS, in_own_process
 from benchmarks.programs import on_device
+from nemodiff_jax.evaluate import measure
 from pallas_kernels import aot
 from pallas_kernels.range_attention import range_attention
 

@@ -10,7 +10,6 @@
 Runs alternate (ours, peer, ours, ...); figures are medians.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +24,7 @@ import numpy as np
 from checkpoints_convert.hf_folder import write_folder
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings, decode_config
+from nemodiff_jax.evaluate.peer import Peer
 from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.io.hf_config import to_hf
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig
@@ -63,36 +62,6 @@ SHAPES = {
 }
 
 
-class Peer:
-  """transformers in a process of its own."""
-
-  def __init__(self, folder: str):
-    command = [os.environ.get("PEER_PYTHON", sys.executable)]
-    command += [str(Path(__file__).with_name("peer_torch.py")), folder]
-    self.process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    if self.process.stdin is None or self.process.stdout is None:
-      raise SystemExit("the peer has no pipes")
-    self.jobs, self.answers = self.process.stdin, self.process.stdout
-    self.versions = self._read()
-
-  def run(self, prompt: list[int], tokens: int) -> dict:
-    job = json.dumps({"prompt": prompt, "tokens": tokens})
-    print(job, file=self.jobs, flush=True)
-    return self._read()
-
-  def close(self):
-    self.jobs.close()
-    self.process.wait()
-
-  def _read(self) -> dict:
-    line = self.answers.readline()
-    if not line:
-      raise SystemExit("the peer stopped: are torch and transformers there?")
-    return json.loads(line)
-
-
 def timed(run) -> tuple[float, object]:
   start = time.perf_counter()
   out = run()
@@ -110,11 +79,11 @@ def against_transformers(name: str, folder: str, model, tokens: int) -> None:
   prompt = np.random.default_rng(0).integers(5, 500, 32).tolist()
   peer = Peer(folder)
   ours = lambda: decode(model, [prompt], tokens)[0]
-  same = ours().token_ids == peer.run(prompt, tokens)["ids"]
+  same = ours().token_ids == peer.run([prompt], tokens)["ids"][0]
   mine, theirs = [], []
   for _ in range(REPEATS):
     mine.append(timed(ours)[0])
-    theirs.append(peer.run(prompt, tokens)["seconds"])
+    theirs.append(peer.run([prompt], tokens)["seconds"])
   a, b = statistics.median(mine), statistics.median(theirs)
   ratio = statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
   peer.close()

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax import lax
 
-from benchmarks import measure
 from benchmarks.decode_aot import CHIPS, compiled, in_own_process
 from benchmarks.programs import Program, on_device, weight_bytes
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.state import Picked, Weights, block_pass
+from nemodiff_jax.evaluate import measure
 from nemodiff_jax.nn.config import ModelConfig, preset
 from nemodiff_jax.nn.model import count_params, head
 

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure, roofline
+from benchmarks import roofline
 from benchmarks.programs import Program, on_device
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
+from nemodiff_jax.evaluate import measure
 from nemodiff_jax.nn.config import preset
 from pallas_kernels.chips import Chip
 from pallas_kernels.range_attention import range_attention

@@ -19,21 +19,17 @@ from absl import flags
 
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import main as process
-from nemodiff_jax.decode.config import MODES
+from nemodiff_jax.cli import sweep_flags as sweep
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.evaluate import command, compare
 
 _TASKS = flags.DEFINE_list("tasks", None, "Tasks, separated by commas.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the run.")
-_MODES = flags.DEFINE_list("modes", list(MODES), "Decoding modes.")
 _THRESHOLDS = flags.DEFINE_list(
   "thresholds", [], "diffusion: thresholds to sweep. Default: 0.9."
 )
 _STEPS = flags.DEFINE_list(
   "steps", [], "diffusion: steps per block to sweep, without a threshold."
-)
-_BLOCK_LENGTHS = flags.DEFINE_list(
-  "block_lengths", [], "Block lengths to sweep. Default: the mode's own; fixed."
 )
 _LIMIT = flags.DEFINE_integer(
   "limit", None, "Questions per task; default: all."
@@ -59,6 +55,7 @@ _SPEED_OF_LIGHT = flags.DEFINE_bool(
 _COMPARE = flags.DEFINE_multi_string(
   "compare", [], "Twice: folders of two runs, to print how they differ."
 )
+flags.adopt_module_key_flags(sweep)
 for _flag in (
   "checkpoint", "lora", "dtype", "quantize", "mesh", "attention", "batch_size",
   "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop",
@@ -103,10 +100,10 @@ def _request() -> command.Request:
     load=lambda: shared.load(opened),
     out=Path(_OUT.value or "").expanduser(),
     tasks=_TASKS.value or (),
-    modes=_MODES.value,
-    thresholds=_numbers(_THRESHOLDS, float),
-    steps=_numbers(_STEPS, int),
-    block_lengths=_numbers(_BLOCK_LENGTHS, int),
+    modes=sweep.MODES.value,
+    thresholds=sweep.numbers(_THRESHOLDS, float),
+    steps=sweep.numbers(_STEPS, int),
+    block_lengths=sweep.numbers(sweep.BLOCK_LENGTHS, int),
     row=shared.row_settings(opened),
     own_limit=shared.MAX_NEW_TOKENS.present,
     batch_size=shared.batch_size(),
@@ -124,16 +121,6 @@ def _request() -> command.Request:
     attention=shared.ATTENTION.value,
     mesh=shared.MESH.value,
   )
-
-
-def _numbers(flag: flags.FlagHolder, kind: type) -> list:
-  try:
-    return [kind(text) for text in flag.value]
-  except ValueError as e:
-    raise UserError(
-      f"--{flag.name} should be numbers separated by commas, got"
-      f" {','.join(flag.value)!r}."
-    ) from e
 
 
 def say(text: str) -> None:

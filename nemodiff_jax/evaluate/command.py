@@ -62,9 +62,10 @@ def evaluate(request: Request, say: Callable[[str], None]) -> int:
     r.limit, r.num_fewshot or 0, r.chat, not r.unsafe_code
   )
   foreign = [n for n in r.tasks if n.startswith(lm_eval_tasks.PREFIX)]
-  harness = lm_eval_tasks.Tasks(r.include_path) if foreign else None
-  for name in foreign:
-    harness.check(name)
+  harness = None
+  if foreign:
+    harness = lm_eval_tasks.Tasks(r.include_path)
+    harness.check(foreign)
   asked = [open_task(n, options) for n in r.tasks if n not in foreign]
   if any(t.runs_code for t in asked):
     sandbox.check(r.unsafe_code)

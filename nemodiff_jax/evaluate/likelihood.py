@@ -124,9 +124,11 @@ def bound(
   parts = []
   for begin in range(0, len(continuation), size):
     prefix = [*context, *continuation[:begin]]
-    true = np.asarray(continuation[begin : begin + size])
+    true = list(continuation[begin : begin + size])
 
-    def predict(masked: np.ndarray, prefix=prefix, true=true) -> np.ndarray:
+    def predict(
+      masked: np.ndarray, prefix=prefix, true=true, mask=mask
+    ) -> np.ndarray:
       n, start = len(true), len(prefix)
       at = range(start, start + n)
       texts = [

@@ -31,11 +31,12 @@ class Tasks:
       ) from e
     self.manager = TaskManager(include_path=include_path)
 
-  def check(self, name: str) -> None:
+  def check(self, names: Sequence[str]) -> None:
     """Raises a UserError with the nearest names if there is no such task."""
     known = self.manager.all_tasks
-    if name.removeprefix(PREFIX) not in known:
-      raise unknown(name, [PREFIX + k for k in known])
+    for name in names:
+      if name.removeprefix(PREFIX) not in known:
+        raise unknown(name, [PREFIX + k for k in known])
 
 
 def run(

@@ -18,7 +18,7 @@ class Floor:
 
   Attributes:
     bandwidth: of a copy, bytes read and written per second.
-    flops: of a large bfloat16 product, operations per second.
+    flops: of a large product, operations per second.
   """
 
   bandwidth: float
@@ -40,8 +40,13 @@ def seconds(f: Callable, *args: Any) -> float:
   return statistics.median(times)
 
 
-def floor(toy: bool = False) -> Floor:
-  """Measures copy bandwidth and matrix-product rate; prints both."""
+def floor(toy: bool = False, dtype: str = "bfloat16") -> Floor:
+  """Measures copy bandwidth and matrix-product rate; prints both.
+
+  Args:
+    toy: with small arrays, which says little of a GPU.
+    dtype: of the product.
+  """
   count, side, turns = (2**20, 256, 2) if toy else (2**30, 8192, 20)
 
   @jax.jit
@@ -56,10 +61,10 @@ def floor(toy: bool = False) -> Floor:
 
   x = jnp.zeros(count, jnp.bfloat16)
   bandwidth = 2 * x.nbytes * turns / seconds(copy, x)
-  a = jnp.ones((side, side), jnp.bfloat16) / side
+  a = jnp.ones((side, side), dtype) / side
   flops = 2 * side**3 * turns / seconds(product, a, a)
   device = jax.devices()[0]
   print(f"{device.device_kind}, jax {jax.__version__}")
-  print(f"measured: copy {bandwidth / 1e9:.0f} GB/s, bfloat16 product"
+  print(f"measured: copy {bandwidth / 1e9:.0f} GB/s, {dtype} product"
         f" {flops / 1e12:.1f} TFLOP/s")  # fmt: skip
   return Floor(bandwidth, flops)
