@@ -16,6 +16,7 @@ from nemodiff_jax.evaluate import (
   packaged,
   report,
   sandbox,
+  speed_of_light,
   tasks,
 )
 from nemodiff_jax.evaluate import run as runs
@@ -88,13 +89,18 @@ def evaluate(request: Request, say: Callable[[str], None]) -> int:
       harness, foreign, model, settings, options, r.row, r.batch_size, record,
       say,
     )  # fmt: skip
-  results = runs.finish(record, skipped)
+  light = []
+  if r.speed_of_light:
+    light = runs.light(model, plan, record, r.traced)
+  results = runs.finish(record, skipped, light)
   traces = runs.traces(model, plan, r.traced)
   write_json(r.out / report.TRACES, traces)
   record.close()
   if (why := report.write(r.out)) is not None:
     say(why)
   print(text_table(table(results["rows"])))
+  if light:
+    print("\n" + text_table(speed_of_light.table(light)))
   print(f"\n{r.out / report.REPORT}")
   return 0
 

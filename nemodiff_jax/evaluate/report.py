@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemodiff_jax.evaluate import record as folder_of
+from nemodiff_jax.evaluate import speed_of_light
 from nemodiff_jax.evaluate.results import table
 
 TRACES, REPORT = "traces.json", "report.html"
@@ -85,12 +86,7 @@ def _asked(run: dict[str, Any], questions: int) -> str:
 
 
 def _results(results: dict[str, Any]) -> str:
-  cells = table(results["rows"])
-  head = "".join(f"<th>{_e(c)}</th>" for c in cells[0])
-  body = "".join(
-    "<tr>" + "".join(f"<td>{_e(c)}</td>" for c in line) + "</tr>"
-    for line in cells[1:]
-  )
+  light = results.get("speed_of_light")
   groups = [r for r in results["rows"] if r["groups"]]
   parts = "".join(
     f"<li>{_e(r['task'])}, {_e(r['setting'])}: "
@@ -101,11 +97,21 @@ def _results(results: dict[str, Any]) -> str:
     f"<li>{_e(s['setting'])}: {_e(s['why'])}" for s in results["skipped"]
   )
   return (
-    f"<h2>Results</h2><table><tr>{head}</tr>{body}</table>"
+    "<h2>Results</h2>" + _table(table(results["rows"]))
     + (f"<details><summary>by group</summary><ul>{parts}</ul></details>"
        if parts else "")
     + (f"<p>Not decoded:</p><ul>{skipped}</ul>" if skipped else "")
+    + ("<h2>Speed of light</h2><p class=note>What a perfect order of reveals"
+       " would reach, on the first questions.</p>"
+       + _table(speed_of_light.table(light)) if light else "")
   )  # fmt: skip
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+  head = "".join(f"<th>{_e(c)}</th>" for c in cells[0])
+  lines = ("".join(f"<td>{_e(c)}</td>" for c in line) for line in cells[1:])
+  body = "".join(f"<tr>{line}</tr>" for line in lines)
+  return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _samples(samples: Sequence[dict], questions: dict) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.evaluate import decoding, traced
+from nemodiff_jax.evaluate import decoding, speed_of_light, traced
 from nemodiff_jax.evaluate.record import RESULTS, Record, Sample, write_json
 from nemodiff_jax.evaluate.results import summarise
 from nemodiff_jax.evaluate.sweep import Skipped, label
@@ -123,11 +123,16 @@ def sample(
   return found
 
 
-def finish(record: Record, skipped: Sequence[Skipped]) -> dict[str, Any]:
+def finish(
+  record: Record,
+  skipped: Sequence[Skipped],
+  light: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
   """Writes results.json, and returns what it holds."""
   results = {
     "rows": summarise(record.samples),
     "skipped": [dataclasses.asdict(s) for s in skipped],
+    "speed_of_light": list(light),
   }
   write_json(record.folder / RESULTS, results)
   return results
@@ -157,3 +162,34 @@ def traces(model: api.Model, plan: Plan, count: int) -> list[dict[str, Any]]:
         }
       )
   return found
+
+
+def light(
+  model: api.Model, plan: Plan, record: Record, count: int
+) -> list[dict[str, Any]]:
+  """The oracle on the first `count` questions of the first task.
+
+  For each block length of the diffusion settings, beside what the settings of
+  that length needed for the same questions.
+  """
+  if not plan.tasks:
+    return []
+  task, row = plan.tasks[0]
+  asked = [(q.id, q.prompt) for q in task.questions[:count]]
+  prompts = decoding.prepare(model, asked, row, **plan.variables)
+  sizes = {s.block_length for s in plan.settings if s.mode == "diffusion"}
+  rows = []
+  for size in sorted(sizes):
+    found = [
+      speed_of_light.speed_of_light(model, p, size, row.max_new_tokens)
+      for p in prompts
+    ]
+    measured = {}
+    for setting in plan.settings:
+      if setting.mode == "ar" or setting.block_length == size:
+        done = record.done(task.name, label(setting))
+        mine = [done[name] for name, _ in asked]
+        tokens = sum(s["num_generated_tokens"] for s in mine)
+        measured[label(setting)] = tokens / sum(s["nfe"] for s in mine)
+    rows.append(speed_of_light.beside(found, size, measured))
+  return rows
