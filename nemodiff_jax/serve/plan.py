@@ -1,6 +1,4 @@
-"""Sizes of a visit: pages ahead of need, buckets, moves. Pure functions."""
-
-from collections.abc import Sequence
+"""Sizes of a visit: batch sizes, pages ahead of need. Pure functions."""
 
 
 def buckets(rows: int) -> tuple[int, ...]:
@@ -32,11 +30,3 @@ def reach(length: int, passes: int, block: int, cycle: int, limit: int) -> int:
 def pages_of(positions: int, page: int) -> int:
   """Pages that hold so many positions."""
   return -(-positions // page)
-
-
-def moves(slots: Sequence[object | None]) -> list[tuple[int, int]]:
-  """(from, to) that bring the rows into the first slots, in few moves."""
-  count = sum(row is not None for row in slots)
-  holes = [i for i, row in enumerate(slots[:count]) if row is None]
-  behind = [i for i in range(count, len(slots)) if slots[i] is not None]
-  return list(zip(behind, holes, strict=True))

@@ -76,6 +76,15 @@ class Request:
     """Smaller ones go first, and are preempted last."""
     return self.priority, self.arrival
 
+  @property
+  def runs(self) -> bool:
+    """Whether it takes part in the visit that is planned next."""
+    return self.ahead or not self.flying
+
+  def limit(self, block: int) -> int:
+    """No pass of the row writes at or behind this position."""
+    return len(self.prompt) + self.max_new + block
+
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
@@ -89,6 +98,8 @@ class Chunk:
     slot: where the row goes behind this chunk; None: more chunks follow.
     resumes: the state that was parked goes there, and nothing is begun or
       emitted; else the mode begins with the chunk's last token.
+    redraft: the state was parked inside a cycle, perhaps of another width: it
+      goes on with a draft to be made (only where widths are chosen).
   """
 
   request: Request
@@ -97,6 +108,7 @@ class Chunk:
   pages: tuple[int, ...]
   slot: int | None
   resumes: bool
+  redraft: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +128,6 @@ class Visit:
     bucket: slots that the passes run over.
     passes: at most; the loop may end early, between cycles.
     width: slots of the block that a pass uses.
-    probe: the width is tried to learn of it.
   """
 
   parks: tuple[tuple[int, Request], ...]
@@ -128,7 +139,6 @@ class Visit:
   bucket: int
   passes: int
   width: int
-  probe: bool = False
 
   def table(self, width: int, filler: int) -> np.ndarray:
     """The pages as an int32 array [bucket, width], filled up with `filler`."""

@@ -12,13 +12,15 @@ they read it.
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve import plan
+from nemodiff_jax.serve.pace import Pace, Ready
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.queue import WaitingQueue
 from nemodiff_jax.serve.request import Chunk, Phase, Progress, Request, Visit
+from nemodiff_jax.serve.slots import Slots
 from nemodiff_jax.serve.widths import Widths
 
 
@@ -60,20 +62,18 @@ class Scheduler:
     self.preemptions = 0
     self._rows = rows
     self._block = block
-    self._cycle = cycle
     self._chunk = chunk
-    self._passes = -(-passes // cycle) * cycle
+    self._pace = Pace(block, cycle, passes, widths)
     self._widths = widths
-    self._width = block
     self._arrivals = 0
-    self._slots: list[Request | None] = []
+    self._slots = Slots()
     self._reading: Request | None = None
     self._flight: deque[Visit] = deque()
 
   @property
   def running(self) -> int:
     """Rows that have a slot."""
-    return sum(row is not None for row in self._slots)
+    return len(self._slots)
 
   @property
   def reading(self) -> int:
@@ -92,7 +92,7 @@ class Scheduler:
       QueueFull: it can be sent again later.
       UserError: all pages of the pool would not hold it.
     """
-    need = plan.pages_of(self._limit(request), self.pool.page)
+    need = plan.pages_of(request.limit(self._block), self.pool.page)
     if need > self.pool.pages:
       raise UserError(
         f"prompt ({request.length} tokens) + max_new_tokens"
@@ -123,41 +123,41 @@ class Scheduler:
       self._widths.forget(request)
     return True
 
-  def plan(self, ready: Collection[int] | None = None) -> Visit | None:
+  def plan(self, ready: Ready | None = None) -> Visit | None:
     """The next visit, to be dispatched behind those in flight.
 
     Args:
-      ready: widths whose programs are compiled; None: all.
+      ready: tells the widths whose programs are compiled for a bucket, one at
+        least; None: all are.
 
     Returns:
       None if there is nothing to do before a visit in flight is read, or a
       request comes.
     """
-    parks, passes = self._grow(self._wanted_passes())
+    parks, passes = self._grow(self._pace.passes(self._active()))
     chunks = self._read_prompts(passes)
+    active = self._active()
+    passes = min(passes, self._pace.passes(active))
     if self._reading is not None:  # The rest of the prompt waits.
-      passes = self._cycle
-    active = [row for row in self._slots if row and self._runs(row)]
+      passes = self._pace.cycle
     if not (active or chunks or parks):
       return None
-    width, probe = self._choose_width(active, ready)
-    if probe or not active:
-      passes = self._cycle if active else 0
-    if probe and width == 1:
-      passes = 1
-    moves = self._compact()
-    rows = tuple(row for row in self._slots if row)
+    bucket = plan.bucket(len(self._slots), self._rows)
+    width, trial = self._pace.width(self._slots, active, bucket, ready)
+    if trial is not None or not active:
+      passes = trial or 0
+    moves = self._slots.compact()
+    rows = tuple(self._slots)
     visit = Visit(
       parks=tuple(parks),
       moves=tuple(moves),
       chunks=tuple(chunks),
       rows=rows,
-      active=tuple(self._runs(row) for row in rows),
+      active=tuple(row.runs for row in rows),
       pages=tuple(tuple(row.pages) for row in rows),
-      bucket=plan.bucket(len(rows), self._rows),
+      bucket=bucket,
       passes=passes,
       width=width,
-      probe=probe,
     )
     for row in active:
       row.flying += passes
@@ -194,42 +194,33 @@ class Scheduler:
         self.end(row)
     return counting
 
-  def _limit(self, row: Request) -> int:
-    """No pass of the row writes at or behind this position."""
-    return len(row.prompt) + row.max_new + self._block
-
-  def _runs(self, row: Request) -> bool:
-    """Whether the row takes part in the visit that is planned."""
-    return row.ahead or not row.flying
-
-  def _wanted_passes(self) -> int:
-    rows = [row for row in self._slots if row and self._runs(row)]
-    short = any(row.watched or not row.ahead for row in rows)
-    return self._cycle if short else self._passes
+  def _active(self) -> list[Request]:
+    return [row for row in self._slots if row.runs]
 
   def _lacks(self, row: Request, passes: int) -> int:
     """Pages that the row needs besides its own, for so many passes more."""
-    flying = row.flying + (passes if self._runs(row) else 0)
-    positions = plan.reach(
-      row.length, flying, self._block, self._cycle, self._limit(row)
-    )
+    flying = row.flying + (passes if row.runs else 0)
+    block, cycle = self._block, self._pace.cycle
+    limit = row.limit(block)
+    positions = plan.reach(row.length, flying, block, cycle, limit)
     return max(plan.pages_of(positions, self.pool.page) - len(row.pages), 0)
 
   def _grow(self, passes: int) -> tuple[list[tuple[int, Request]], int]:
     """Pages ahead of need: (slots to park, passes that have their pages).
 
-    The oldest rows get theirs first. Where pages are short, all run fewer
-    passes; then the youngest row gives up its own. The oldest never does: the
-    whole pool holds it.
+    The oldest rows get theirs first, of free and of cached pages. Where both
+    are short, all run fewer passes; then the youngest row gives up its own.
+    The oldest never does: the whole pool holds it.
     """
-    holders = [row for row in (*self._slots, self._reading) if row]
+    holders = [*self._slots, *filter(None, [self._reading])]
     holders.sort(key=lambda row: row.order)
     if sum(self._lacks(r, passes) for r in holders) > self.pool.available:
-      passes = self._cycle
+      passes = self._pace.cycle
     parks, served = [], 0
     while served < len(holders):
       row = holders[served]
-      new = self.pool.allocate(self._lacks(row, passes))
+      lacks = self._lacks(row, passes)
+      new = self.pool.allocate(lacks) if lacks else []
       if new is None:
         parks += self._preempt(holders.pop())
       else:
@@ -253,10 +244,10 @@ class Scheduler:
       self._reading = None
       known = row.read
     else:
-      self._slots[row.slot] = None
+      self._slots.remove(row)
       known = row.length  # What was emitted last is in no page.
     self.pool.release(row.pages, row.ids[:known], row.salt)
-    row.pages, row.read, row.slot = [], 0, -1
+    row.pages, row.read = [], 0
 
   def _read_prompts(self, passes: int) -> list[Chunk]:
     """The chunks of this visit: prompts one after the other, in order."""
@@ -268,14 +259,13 @@ class Scheduler:
       start, stop = row.read, min(row.read + budget, row.length)
       budget -= stop - start
       row.read, self._reading = stop, row
-      resumes = row.begun
-      if stop == row.length:
+      last, parked = stop == row.length, row.begun
+      redraft = last and row.mid and self._widths is not None
+      if last:
         self._start(row)
-      slot = row.slot if row.slot >= 0 else None
-      pages = tuple(row.pages)
-      chunks.append(
-        Chunk(row, start, stop, pages, slot, resumes and slot is not None)
-      )
+      slot = row.slot if last else None
+      pages, resumes = tuple(row.pages), last and parked
+      chunks.append(Chunk(row, start, stop, pages, slot, resumes, redraft))
     return chunks
 
   def _admit(self, passes: int) -> Request | None:
@@ -307,30 +297,5 @@ class Scheduler:
     self._reading = None
     self.pool.share(row.pages, row.ids[: row.read], row.salt)
     row.phase, row.begun = Phase.RUNNING, True
-    if None not in self._slots:
-      self._slots.append(None)
-    row.slot = self._slots.index(None)
-    self._slots[row.slot] = row
-
-  def _choose_width(
-    self, rows: Sequence[Request], ready: Collection[int] | None
-  ) -> tuple[int, bool]:
-    """(width, whether it is tried only); all rows are between two cycles."""
-    if self._widths is None or not rows:
-      return self._width, False
-    if any(not row.aligned and (row.flying or row.mid) for row in rows):
-      return self._width, False
-    bucket = plan.bucket(self.running, self._rows)
-    self._width, probe = self._widths.choose(rows, bucket, ready)
-    return self._width, probe
-
-  def _compact(self) -> list[tuple[int, int]]:
-    """Brings the rows into the first slots."""
-    moves = plan.moves(self._slots)
-    for start, stop in moves:
-      row = self._slots[start]
-      if row is not None:
-        row.slot = stop
-      self._slots[stop], self._slots[start] = row, None
-    del self._slots[self.running :]
-    return moves
+    row.mid = row.mid and self._widths is None  # Else it drafts anew.
+    self._slots.put(row)

@@ -14,11 +14,12 @@ import numpy as np
 
 _MOST = 0.99  # Acceptance that is believed; a run of luck is no certainty.
 _GUESS = 0.7  # Acceptance before anything was seen.
-_PRIOR = 8.0  # Drafts that a guess weighs as much as.
-_DECAY = 0.995  # Of what is known of a width, per cycle of a row.
-_ROW_DECAY = 0.9  # Of what is known of a row, per cycle.
+_PRIOR = 16.0  # Drafts that a guess weighs as much as.
+_WIDTH_PRIOR = 32.0  # As much as what was seen at other widths.
+_DECAY = 0.998  # Of what is known of a width, per cycle of a row.
+_ROW_DECAY = 0.95  # Of what is known of a row, per cycle.
 _WINDOW = 15  # Times whose median counts.
-_ENOUGH = 2  # Times before a width is judged.
+_ENOUGH = 3  # Times before a width is judged.
 _MARGIN = 0.02  # A width that is better by less is not worth the change.
 
 
@@ -27,18 +28,20 @@ class Widths:
 
   Acceptance is kept for each draft slot of each width, since it depends on
   both, for all rows together; and for each row, how much more or less of its
-  drafts is right than that.
+  drafts is right than that. The slots are those of a usual row: which rows ran
+  when a width was tried says nothing of the width.
   """
 
   def __init__(
-    self, widths: Sequence[int], *, cost: float = 0.01, every: int = 32
+    self, widths: Sequence[int], *, cost: float = 0.006, every: int = 16
   ):
     """Knows nothing yet.
 
     Args:
       widths: that are compiled, 1 among them.
-      cost: of the time, at most, that trying other widths may lose.
-      every: cycles before a width that was not used is tried again.
+      cost: of the time, as estimated, that trying other widths may lose; the
+        truth is up to 1 %, since what is tried often is what looks good.
+      every: choices before a width that was not used is tried again.
     """
     self._widths = tuple(sorted(widths))
     self._cost = cost
@@ -58,7 +61,7 @@ class Widths:
     """Takes the time of passes that ran together, with no chunks among them."""
     times = self._times.setdefault((bucket, width), deque(maxlen=_WINDOW))
     times.append(seconds / passes)
-    self._budget += self._cost * seconds
+    self._budget += self._cost * passes * statistics.median_low(times)
 
   def observe_acceptance(
     self, row: Hashable, width: int, accepted: Sequence[int]
@@ -72,7 +75,8 @@ class Widths:
     for count in accepted:
       seen, right = slot < count, slot < count - 1
       self._tried[width] = self._tried[width] * _DECAY + seen
-      self._right[width] = self._right[width] * _DECAY + right
+      usual = right - seen * (more / (tried + _PRIOR))
+      self._right[width] = self._right[width] * _DECAY + usual
       more = more * _ROW_DECAY + float((right - expected)[seen].sum())
       tried = tried * _ROW_DECAY + float(seen.sum())
     self._rows[row] = more, tried
@@ -112,15 +116,11 @@ class Widths:
     if now in rates and rates[now] * (1 + _MARGIN) >= rates[best]:
       best = now
     self._best = best
-    probe = self._probe(rows, bucket, rates, best)
+    probe = self._probe(bucket, rates, best)
     return (self._take(best), False) if probe is None else (probe, True)
 
   def _probe(
-    self,
-    rows: Sequence[Hashable],
-    bucket: int,
-    rates: dict[int, float],
-    best: int,
+    self, bucket: int, rates: dict[int, float], best: int
   ) -> int | None:
     """Another width that is due, if the time that it loses was saved up."""
     lost = {}
@@ -156,15 +156,36 @@ class Widths:
     return tokens / self._cycle_time(bucket, width)
 
   def _cycle_time(self, bucket: int, width: int) -> float:
-    """Seconds; the median, so that a pause of the machine does not count."""
-    time = statistics.median_low(self._times[bucket, width])
+    """Seconds; the median, so that a pause of the machine does not count.
+
+    A pass takes no longer than a wider one, nor than its share of a narrower
+    one: a width that was unlucky when it was first tried is tried again.
+    """
+    time = min(
+      statistics.median_low(times) * max(1, width / other)
+      for (size, other), times in self._times.items()
+      if size == bucket
+    )
     return time if width == 1 else 2 * time
 
   def _slots(self, width: int) -> np.ndarray:
-    """Acceptance of each draft slot; what was seen little is as the others."""
-    right = sum(float(x.sum()) for x in self._right.values())
-    tried = sum(float(x.sum()) for x in self._tried.values())
-    p = (right + _GUESS * _PRIOR) / (tried + _PRIOR)
-    own, seen = self._right[width], self._tried[width]
-    p = (float(own.sum()) + p * _PRIOR) / (float(seen.sum()) + _PRIOR)
-    return (own + p * _PRIOR) / (seen + _PRIOR)
+    """Acceptance of each draft slot of a width.
+
+    What was seen little of a width is as in all widths, and what was seen
+    little of a slot is as in the slot before.
+    """
+    p, slots = _GUESS, []
+    for right, tried in zip(*self._everywhere(), strict=True):
+      p = (right + p * _PRIOR) / (tried + _PRIOR)
+      slots.append(p)
+    right, tried = self._right[width], self._tried[width]
+    shared = np.array(slots[: width - 1])
+    return (right + shared * _WIDTH_PRIOR) / (tried + _WIDTH_PRIOR)
+
+  def _everywhere(self) -> np.ndarray:
+    """(right, tried) of each slot, over all widths."""
+    out = np.zeros((2, self._widths[-1] - 1))
+    for width in self._widths:
+      out[0, : width - 1] += self._right[width]
+      out[1, : width - 1] += self._tried[width]
+    return out

@@ -35,35 +35,50 @@ def alone(request: Request) -> list[int]:
   return ids
 
 
+def passes_alone(request: Request, block: int, cycle: int) -> int:
+  """Passes that its tokens take, if every cycle is as short as it may be."""
+  ids, count = list(request.prompt), 0
+  whole = alone(request)
+  while len(ids) + 1 < len(whole):  # The last token known is in no page.
+    ids = whole[: len(ids) + accepted(ids, block)]
+    count += cycle
+  return count
+
+
 class Row:
-  """What the device keeps of a row."""
+  """What the device keeps of a row: some integers and a block."""
 
   def __init__(self, request: Request, last: int):
     self.request, self.last = request, last
     self.length, self.count = len(request.prompt), 0
-    self.mid, self.ended = False, False
+    self.drafts = 0  # Draft passes of the cycle.
+    self.ready = self.ended = False
+    self.width = 0  # Of the draft.
+    self.nfe = 0
     self.emit([last])
 
   def emit(self, tokens):
+    """Tokens up to the end; they are `new` until the next pass."""
     self.new = []
-    for x in tokens:
-      if self.count < self.request.max_new:
-        self.new.append(x)
-        self.count += 1
-        if x == EOS:
-          self.ended = True
-          break
-    self.ended |= self.count >= self.request.max_new
+    for x in tokens if self.request.max_new else ():
+      self.new.append(x)
+      self.count += 1
+      self.ended = x == EOS or self.count == self.request.max_new
+      if self.ended:
+        return
+    self.ended = not self.request.max_new
 
 
 class Device:
   """Runs visits in the order of their dispatch, at once."""
 
-  def __init__(self, pages: int, page: int, block: int, cycle: int, seed: int):
+  def __init__(self, pages: int, page: int, cycle: int, auto: bool, seed: int):
     self.memory = [[None] * page for _ in range(pages)]
-    self.page, self.block, self.cycle = page, block, cycle
+    self.page, self.cycle, self.auto = page, cycle, auto
     self.rows: dict[int, Row] = {}
     self.parked: dict[Request, Row] = {}
+    self.own: dict[Request, set[int]] = {}  # Positions that chunks read.
+    self.nfe: dict[Request, int] = {}
     self.rng = random.Random(seed)
     self.filler = pages
     self.passes = 0
@@ -90,7 +105,6 @@ class Device:
       assert row.request is request
       self.parked[request] = row
     moved = {stop: self.rows.pop(start) for start, stop in visit.moves}
-    assert not any(slot in visit_rows(self.rows, visit) for slot in moved)
     self.rows |= moved
     emitted: dict[int, list[int]] = {i: [] for i in range(len(visit.rows))}
     for chunk in visit.chunks:
@@ -98,9 +112,12 @@ class Device:
     self.rows = {i: self.rows[i] for i in range(len(visit.rows))}
     for slot, request in enumerate(visit.rows):
       assert self.rows[slot].request is request, "the slot is another's"
-    self._passes(visit, emitted)
+    cycles = self._passes(visit, emitted)
+    self.nfe |= {row.request: row.nfe for row in self.rows.values()}
     return [
-      Progress(emitted[i], row.length, row.ended, row.mid)
+      Progress(
+        emitted[i], row.length, row.ended, row.drafts > 0, cycles.get(i, ())
+      )
       for i, row in sorted(self.rows.items())
     ]
 
@@ -108,57 +125,80 @@ class Device:
     request = chunk.request
     ids = request.ids[: chunk.stop]
     assert self.read(chunk.pages, chunk.start) == ids[: chunk.start]
+    own = self.own.setdefault(request, set())
     for position in range(chunk.start, chunk.stop):
       self.write(chunk.pages, position, ids[position])
+      own.add(position)
     if chunk.slot is None:
       return
     if chunk.resumes:
       row = self.parked.pop(request)
       assert row.length == chunk.stop and not row.ended
+      if chunk.redraft:
+        assert self.auto and row.drafts
+        row.drafts, row.ready = 0, False
     else:
       assert chunk.stop == len(request.prompt)
+      if request.reuse is not None:
+        assert own >= set(range(request.reuse, chunk.stop))
       row = Row(request, token(self.read(chunk.pages, chunk.stop)))
       emitted[chunk.slot] += row.new
     self.rows[chunk.slot] = row
 
   def _passes(self, visit, emitted):
-    table = visit.table(len(self.memory), self.filler).tolist()
-    assert len(table) == visit.bucket >= len(visit.rows)
-    runs = [i for i, on in enumerate(visit.active) if on]
-    before = sum(self.rows[i].ended for i in runs)
+    self.check_table(visit)
+    runs = [self.rows[i] for i, on in enumerate(visit.active) if on]
+    cycles = {i: [] for i, on in enumerate(visit.active) if on}
+    inside = lambda: any(
+      r.drafts for r in runs if r.request.aligned and not r.ended
+    )
+    before = sum(row.ended for row in runs)
     for _ in range(visit.passes):
       self.passes += 1
-      for slot in runs:
-        if not self.rows[slot].ended:
-          self._pass(self.rows[slot], table[slot])
-          emitted[slot] += self.rows[slot].new
-      if sum(self.rows[i].ended for i in runs) > before:
-        if self.rng.random() < 0.5:  # It may end early, and it may not.
-          break
+      for slot in cycles:
+        row = self.rows[slot]
+        if not row.ended:
+          cycles[slot] += self._pass(row, visit.pages[slot], visit.width)
+          emitted[slot] += row.new
+      if not (self.auto and inside()):
+        if sum(row.ended for row in runs) > before and self.rng.random() < 0.5:
+          break  # It may end early where a row ends, between cycles.
+    assert not (self.auto and inside())
+    return cycles
 
-  def _pass(self, row, pages):
-    draft = self.cycle == 2 and not row.mid
+  def _pass(self, row, pages, width) -> list[int]:
+    """One pass of a row: tokens of the cycle that ends with it, if any."""
     row.new = []
-    row.mid = draft
-    block = range(row.length, row.length + self.block)
-    for position in block:
-      self.write(pages, position, ("draft", row.request.arrival))
-    if draft:
-      return
+    row.nfe += 1
     ids = self.read(pages, row.length)
+    for position in range(row.length, row.length + width):
+      self.write(pages, position, ("draft", row.request.arrival))
+    if self.cycle == 2 and not row.ready and not (self.auto and width == 1):
+      assert not row.drafts or row.width == width, "the width has changed"
+      row.drafts, row.width = row.drafts + 1, width
+      again = not row.request.aligned and zlib.crc32(bytes(ids), row.drafts) % 2
+      row.ready = not again
+      return []
+    assert not row.drafts or row.width == width, "the width has changed"
     new = []
-    for _ in range(accepted(ids, self.block)):
+    for _ in range(accepted(ids, width)):
       self.write(pages, row.length, row.last)
       ids.append(row.last)
       row.last = token(ids)
       new.append(row.last)
       row.length += 1
+    row.drafts, row.ready = 0, False
     row.emit(new)
+    return [len(new)]
 
-
-def visit_rows(rows, visit):
-  """Slots that hold rows of the visit already."""
-  return {i for i, row in rows.items() if row.request in visit.rows}
+  def check_table(self, visit):
+    """Nothing but the rows' pages; what is free drops writes."""
+    table = visit.table(len(self.memory), self.filler)
+    assert table.shape == (visit.bucket, len(self.memory))
+    for slot, line in enumerate(table.tolist()):
+      pages = visit.pages[slot] if slot < len(visit.rows) else ()
+      assert line[: len(pages)] == list(pages)
+      assert set(line[len(pages) :]) <= {self.filler}
 
 
 def holders(scheduler: Scheduler, requests) -> list[Request]:

@@ -4,14 +4,25 @@ import random
 
 import pytest
 
-from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.queue import QueueFull
 from nemodiff_jax.serve.request import Phase, Request
 from nemodiff_jax.serve.scheduler import Scheduler
-from tests.serve.fake import Device, alone, check_pages, holders
+from nemodiff_jax.serve.widths import Widths
+from tests.serve.fake import (
+  Device,
+  alone,
+  check_pages,
+  holders,
+  passes_alone,
+)
 
 PAGE = 4
+
+
+def place(request: Request):
+  """In the queue, and among those who may keep their pages."""
+  return request.priority, request.arrival
 
 
 class World:
@@ -19,8 +30,10 @@ class World:
 
   def __init__(self, seed: int, **given):
     rng = self.rng = random.Random(seed)
-    self.block = given.pop("block", rng.randrange(1, 7))
-    cycle = given.pop("cycle", rng.choice((1, 2)))
+    auto = given.pop("auto", False)
+    self.block = 4 if auto else given.pop("block", rng.randrange(1, 7))
+    cycle = self.cycle = 2 if auto else given.pop("cycle", rng.choice((1, 2)))
+    self.widths = Widths((1, 2, 4), every=2) if auto else None
     pages = given.pop("pages", rng.randrange(12, 40))
     self.depth = given.pop("depth", rng.randrange(1, 4))
     given = {
@@ -28,12 +41,15 @@ class World:
       "queue": 12, "rows": rng.randrange(1, 7),
     } | given  # fmt: skip
     pool = PagePool(pages, PAGE)
-    self.scheduler = Scheduler(pool, block=self.block, cycle=cycle, **given)
-    self.device = Device(pages, PAGE, self.block, cycle, seed)
+    self.scheduler = Scheduler(
+      pool, block=self.block, cycle=cycle, widths=self.widths, **given
+    )
+    self.device = Device(pages, PAGE, cycle, auto, seed)
     self.requests: list[Request] = []
     self.texts: dict[Request, list[int]] = {}
     self.late: list = []
     self.stopped: set[Request] = set()
+    self.used: set[int] = set()
     self.events = 0
 
   @property
@@ -45,7 +61,7 @@ class World:
     most = self.scheduler.pool.pages * PAGE - self.block
     prompt = [rng.randrange(1, 6) for _ in range(rng.randrange(1, 30))]
     if self.requests and rng.random() < 0.6:  # The next turn of a talk.
-      start = rng.choice(self.requests).ids
+      start = rng.choice(self.requests[-4:]).ids
       prompt = start[: rng.choice((8, 16, len(start)))] + prompt[:6]
     prompt = prompt[: most - 1]
     given = {
@@ -53,6 +69,7 @@ class World:
       "priority": rng.choice((0, 0, 0, 1)), "salt": rng.choice(("", "", "b")),
       "reuse": rng.choice((None, None, None, 0, 7)),
       "watched": rng.random() < 0.1, "ahead": rng.random() < 0.9,
+      "aligned": rng.random() < 0.8,
     } | given  # fmt: skip
     request = Request(given.pop("prompt", prompt), **given)
     try:
@@ -72,6 +89,15 @@ class World:
     visit = self.scheduler.plan()
     self.check_order(held, counts, waiting)
     if visit is not None:
+      flying = {
+        row
+        for v, _ in self.late
+        for row, on in zip(v.rows, v.active, strict=True)
+        if on
+      }
+      for row, on in zip(visit.rows, visit.active, strict=True):
+        assert on == (row.ahead or row not in flying)
+      self.used.add(visit.width)
       self.late.append((visit, self.device.run(visit)))
     read = self.late and (visit is None or len(self.late) > self.depth)
     if read:
@@ -79,6 +105,9 @@ class World:
     return visit is not None or bool(read)
 
   def read(self, visit, progress):
+    if self.widths is not None:
+      seconds = self.rng.random() * visit.width * visit.bucket
+      self.widths.observe_time(visit.bucket, visit.width, seconds)
     before = {r for r in visit.rows if r.phase is Phase.ENDED}
     for slot, row in self.scheduler.read(visit, progress):
       assert row is visit.rows[slot] and row not in before
@@ -91,11 +120,11 @@ class World:
     """Who was preempted, who was let in."""
     out = [r for r in held if r.preemptions > counts[r]]
     stay = [r for r in held if r not in out]
-    assert not out or (stay and stay[-1].order < out[0].order)
+    assert not out or (stay and place(stay[-1]) < place(out[0]))
     let_in = [r for r in waiting if r.phase is not Phase.WAITING]
     left = [r for r in waiting if r.phase is Phase.WAITING]
-    assert all(a.order < b.order for a in let_in for b in left)
-    queue = [r.order for r in self.scheduler.queue]
+    assert all(place(a) < place(b) for a in let_in for b in left)
+    queue = [place(r) for r in self.scheduler.queue]
     assert queue == sorted(queue)
 
   def cancel(self):
@@ -120,8 +149,11 @@ class World:
       assert self.texts[row] == row.ids
       if row in self.stopped:
         assert row.ids == want[: len(row.ids)]
-      else:
-        assert row.ids == want
+        continue
+      assert row.ids == want
+      if row.aligned and self.widths is None and row.max_new:
+        passes = passes_alone(row, self.block, self.cycle)
+        assert self.device.nfe[row] == passes
 
 
 def live_through(world: World, events: int) -> World:
@@ -148,6 +180,12 @@ def test_every_request_gets_the_tokens_it_gets_alone(seed):
   live_through(World(seed), 400)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_width_never_changes_inside_a_cycle(seed):
+  world = live_through(World(seed, auto=True), 300)
+  assert len(world.used) > 1
+
+
 def test_the_events_are_those_that_hurt():
   """Pools that are short, prefixes that are shared, ends that come late."""
   worlds = [live_through(World(s, pages=16, rows=6), 400) for s in range(8)]
@@ -155,16 +193,3 @@ def test_the_events_are_those_that_hurt():
   assert sum(w.scheduler.pool.reused for w in worlds) > 500
   assert sum(w.scheduler.pool.evictions for w in worlds) > 1000
   assert sum(len(w.stopped) for w in worlds) > 50
-
-
-def test_a_request_that_could_never_fit_is_refused():
-  scheduler = World(0, pages=12, block=4).scheduler
-  scheduler.submit(Request([1] * 40, 4))
-  message = (
-    r"prompt \(40 tokens\) \+ max_new_tokens \(5\) \+ a block \(4\) need 13"
-    " pages of 4 positions, but the cache pool has 12; shorten one"
-  )
-  with pytest.raises(UserError, match=message) as e:
-    scheduler.submit(Request([1] * 40, 5))
-  assert e.value.kind == "too_long"
-  assert len(scheduler.queue) == 1

@@ -1,0 +1,56 @@
+"""How many passes a visit has, and how wide they are."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from nemodiff_jax.serve.request import Request
+from nemodiff_jax.serve.widths import Widths
+
+Ready = Callable[[int], Collection[int]]
+
+
+class Pace:
+  """Passes and widths of visits, in whole cycles of rows that are aligned.
+
+  Attributes:
+    cycle: passes of the shortest cycle, and of the shortest visit.
+  """
+
+  def __init__(
+    self, block: int, cycle: int, passes: int, widths: Widths | None
+  ):
+    self.cycle = cycle
+    self._passes = -(-passes // cycle) * cycle
+    self._widths = widths
+    self._width = block
+
+  def passes(self, rows: Sequence[Request]) -> int:
+    """Passes of these rows, if all have pages; few where somebody waits."""
+    short = any(row.watched or not row.ahead for row in rows)
+    return self.cycle if short else self._passes
+
+  def width(
+    self,
+    held: Iterable[Request],
+    active: Sequence[Request],
+    bucket: int,
+    ready: Ready | None,
+  ) -> tuple[int, int | None]:
+    """The width of the next cycles, and their passes where it is only tried.
+
+    It changes only where every row is between two cycles for certain: rows
+    that are aligned are so between visits, others where it was read.
+
+    Args:
+      held: rows that have a slot.
+      active: those of them that run in the visit.
+      bucket: batch size of its passes.
+      ready: tells the widths that are compiled for a bucket; None: all are.
+    """
+    if self._widths is None or not active:
+      return self._width, None
+    if any(not row.aligned and (row.flying or row.mid) for row in held):
+      return self._width, None
+    compiled = None if ready is None else ready(bucket)
+    self._width, probe = self._widths.choose(active, bucket, compiled)
+    cycle = 1 if self._width == 1 else self.cycle
+    return self._width, cycle if probe else None
