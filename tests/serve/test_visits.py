@@ -54,20 +54,17 @@ def test_buckets_are_powers_of_two_and_the_rows():
 
 @pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("cycle", [1, 2])
-def test_reach_is_the_farthest_write_of_any_run(block, cycle):
+@pytest.mark.parametrize("passes", range(1, 8))
+def test_reach_is_a_block_behind_all_that_may_be_committed(
+  block, cycle, passes
+):
   """Wherever the row is in its cycle, with every draft right."""
-  for passes in range(1, 8):
-    farthest = 0
-    for turn in range(cycle):
-      length = 10
-      for _ in range(passes):
-        farthest = max(farthest, length + block)
-        turn = (turn + 1) % cycle
-        length += block if turn == 0 else 0
-      farthest = max(farthest, length)
-    reach = plan.reach(10, passes, block, cycle, 1000)
-    assert farthest <= reach <= farthest + block
-  assert plan.reach(10, 9, block, cycle, 12) == 12
+  most = 0
+  for turn in range(cycle):
+    ends = [i for i in range(turn + 1, turn + 1 + passes) if i % cycle == 0]
+    most = max(most, 10 + block * len(ends))
+  assert plan.reach(10, passes, block, cycle, 1000) == most + block
+  assert plan.reach(10, passes, block, cycle, 11) == 11
 
 
 def test_three_rows_of_sixty_four_cost_what_three_cost():
@@ -185,13 +182,17 @@ def test_pages_with_a_row_that_is_cancelled_in_its_prompt_are_kept():
   assert chunk.start == again.reused == 8
 
 
+@pytest.mark.parametrize("pages, rows", [(6, 1), (7, 2)])
+def test_a_row_is_let_in_if_a_page_is_left_for_each_that_runs(pages, rows):
+  """Each of the two takes three; the first grows soon."""
+  engine = scheduler(pages=pages, passes=1)
+  for seed in range(2):
+    submit(engine, 7, seed=seed)
+  assert len(engine.plan().rows) == rows
+
+
 def test_fewer_passes_come_before_preemption():
   """Two rows have pages for a pass each, not for four."""
-  engine = scheduler(pages=6, passes=8)
-  old, young = submit(engine, 8, 7), submit(engine, 8, 7, seed=1)
-  v = engine.plan()
-  assert v.rows == (old,)  # A page would not be left for it.
-  engine.read(v, [Progress([7], 8)])
   engine = scheduler(pages=8, passes=8)
   old, young = submit(engine, 7, 24), submit(engine, 3, 24, seed=1)
   seen = [visit(engine) for _ in range(3)]

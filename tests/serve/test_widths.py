@@ -195,14 +195,13 @@ def test_only_widths_that_are_compiled_are_chosen():
 
 def test_each_width_is_timed_at_each_batch_size():
   """What passes of 4 rows cost says nothing of those of 8."""
-  _, widths = settled(FLAT, lambda _, width: width, bucket=4)
-  tried = set()
-  for _ in range(12):
-    width, probe = widths.choose(["a"] * 8, 8)
-    widths.observe_time(8, width, 1.0)
-    assert probe
-    tried.add(width)
-  assert tried == set(WIDTHS)
+  right = lambda _, width: width
+  chosen, widths = settled(FLAT, right, bucket=4)
+  assert chosen[-1] == 32
+  chosen, _ = settled(LINEAR, right, bucket=8, widths=widths)
+  assert set(chosen[-50:]) == {1}
+  chosen, _ = settled(FLAT, right, bucket=4, widths=widths)
+  assert set(chosen[-50:]) == {32}
 
 
 def test_acceptance_is_told_by_slot():
