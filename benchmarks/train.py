@@ -46,7 +46,7 @@ _PART = flags.DEFINE_enum(
   "part", "cpu", ["cpu", "aot", "mfu"], "What to measure."
 )
 _SIZE = flags.DEFINE_string("size", "3b", "Of --part=mfu.")
-_STEPS = flags.DEFINE_integer("steps", 8, "Timed steps of each.")
+_STEPS = flags.DEFINE_integer("timed_steps", 8, "Timed steps of each.")
 
 SMALL = ModelConfig(
   vocab_size=4096,
