@@ -50,12 +50,23 @@ def run(main: Callable[[], int], argv: list[str] | None = None) -> None:
       print(_help(main))
       sys.exit(0)
     try:
-      return flags.FLAGS(given)
+      return flags.FLAGS([_underscored(arg) for arg in given])
     except flags.Error as e:
       print(f"error: {e}; --help lists the flags.", file=sys.stderr)
       sys.exit(2)
 
   app.run(lambda rest: _guarded(main, rest), argv, flags_parser=parse)
+
+
+def _underscored(arg: str) -> str:
+  """--a-flag=value as --a_flag=value, where that is a flag."""
+  dashed, *value = arg.split("=", 1)
+  name = dashed.lstrip("-").replace("-", "_")
+  if dashed.startswith("--") and {name, name.removeprefix("no")} & {
+    *flags.FLAGS
+  }:
+    return "=".join([f"--{name}", *value])
+  return arg
 
 
 def _guarded(main: Callable[[], int], rest: list[str]) -> int:

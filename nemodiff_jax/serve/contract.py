@@ -49,6 +49,7 @@ class Job:
     threshold: as in DecodeConfig; None: the lane's own.
     steps_per_block: as in DecodeConfig; None: the lane's own.
     draft_threshold: as in DecodeConfig; None: the lane's own.
+    stream: somebody reads the text as it comes.
     priority: lower goes first; then the order of arrival.
     cache_salt: only requests of the same salt share prefixes.
   """
@@ -65,6 +66,7 @@ class Job:
   threshold: float | None = None
   steps_per_block: int | None = None
   draft_threshold: float | None = None
+  stream: bool = False
   priority: int = 0
   cache_salt: str = ""
 

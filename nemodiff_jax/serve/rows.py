@@ -96,12 +96,10 @@ def check_lane(served: Served, lane: Lane) -> Lane:
       f"mode should be one of {', '.join(served.modes)}, got {mode!r}.", "mode"
     )
   block = lane.block_length
-  if block == "auto" and mode not in ("ar", "linear_spec"):
-    raise Refusal(f"block_length: auto is not for {mode}.", "block_length")
-  if isinstance(block, int) and mode != "ar" and block not in served.widths:
-    widths = ", ".join(map(str, served.widths))
+  if block is not None and mode != "ar" and block not in served.widths[mode]:
+    widths = ", ".join(map(str, served.widths[mode]))
     raise Refusal(
-      f"block_length should be one of {widths} or auto, got {block}.",
+      f"block_length of {mode} should be one of {widths}, got {block}.",
       "block_length",
     )
   for name in ("threshold", "steps_per_block"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from nemodiff_jax.nn.config import ModelConfig
@@ -22,7 +23,8 @@ class Served:
     template: chat template; None where the checkpoint has none.
     mode: of requests that name none.
     modes: that a request may name.
-    widths: compiled block lengths, which a request may name.
+    widths: by mode, the block lengths that a request may name: numbers, and
+      maybe 'auto'.
     features: fields of a Job that the engine serves.
     max_length: most positions of a request.
     grammars: compiler of grammars (`structured.Grammars`), if there is one.
@@ -36,7 +38,7 @@ class Served:
   template: ChatTemplate | None
   mode: str
   modes: tuple[str, ...]
-  widths: tuple[int, ...]
+  widths: Mapping[str, tuple[int | str, ...]]
   features: frozenset[str]
   max_length: int
   grammars: Any = None

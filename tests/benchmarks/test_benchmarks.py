@@ -33,7 +33,9 @@ def test_attention_benchmark_runs():
 
 @pytest.mark.slow
 def test_training_benchmark_runs():
-  text = output("benchmarks.train", "--part=mfu", "--size=tiny", "--timed_steps=1")
+  text = output(
+    "benchmarks.train", "--part=mfu", "--size=tiny", "--timed_steps=1"
+  )
   assert "ms a step" in text and "peak unknown" in text
 
 

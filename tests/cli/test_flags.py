@@ -90,6 +90,14 @@ def test_a_line_takes_precedence_over_the_flags(run, tmp_path):
   assert flag["token_ids"] == cold["token_ids"][:3]
 
 
+def test_flags_may_be_written_with_dashes(run, job):
+  plain = run(f"--prompts_file={job}", "--max_new_tokens=3", "--nodebug")
+  dashed = run(f"--prompts-file={job}", "--max-new-tokens", "3", "--nodebug")
+  assert dashed == plain and plain[0] == 0
+  code, _, err = run("--max-new-toads=3")
+  assert code == 2 and "max-new-toads" in err
+
+
 def test_chat_makes_a_prompt_a_message_but_not_ids(run, job, tmp_path):
   code, _, err = run("--prompt=w7", "--chat")
   assert code == 2 and "chat template" in err

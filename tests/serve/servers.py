@@ -39,7 +39,11 @@ def served(**changes: Any) -> Served:
     "template": ChatTemplate(TEMPLATE, {}),
     "mode": "linear_spec",
     "modes": ("ar", "diffusion", "linear_spec", "quadratic_spec"),
-    "widths": (8, 16, 32),
+    "widths": {
+      "diffusion": (16,),
+      "linear_spec": (8, 16, 32, "auto"),
+      "quadratic_spec": (16,),
+    },
     "features": fakes.FEATURES,
     "max_length": 2000,
     "grammars": Grammars(tokenizer, fakes.SIZE, [fakes.EOS]),
@@ -47,10 +51,13 @@ def served(**changes: Any) -> Served:
   return Served(**given | changes)
 
 
+def serve(engine: Any, api_key: str | None = None, **changes: Any):
+  """Serves the byte model over an engine that is given; see `run`."""
+  return run(lambda: (served(**changes), engine), api_key)
+
+
 @contextlib.contextmanager
-def serve(
-  engine: Any, api_key: str | None = None, **changes: Any
-) -> Iterator[tuple[str, Any]]:
+def run(load: Any, api_key: str | None = None) -> Iterator[tuple[str, Any]]:
   """Yields the server's address and its service."""
   import uvicorn
 
@@ -58,7 +65,7 @@ def serve(
   from nemodiff_jax.serve.service import Service
 
   service = Service()
-  app = make_app(service, lambda: (served(**changes), engine), api_key)
+  app = make_app(service, load, api_key)
   config = uvicorn.Config(app, port=0, log_level="error")
   server = uvicorn.Server(config)
   thread = threading.Thread(target=server.run, daemon=True)
@@ -72,3 +79,11 @@ def serve(
   finally:
     server.should_exit = True
     thread.join()
+
+
+def wait_for(what: Any, seconds: float = 20.0) -> None:
+  """Waits until something holds."""
+  end = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < end
+    time.sleep(0.005)

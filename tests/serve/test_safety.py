@@ -46,13 +46,6 @@ def running():
       yield engine, service, client
 
 
-def wait_for(what, seconds=20.0):
-  end = time.monotonic() + seconds
-  while not what():
-    assert time.monotonic() < end
-    time.sleep(0.005)
-
-
 def test_a_key_is_asked_for_everywhere_but_for_health(running):
   *_, client = running
   for headers in ({"Authorization": "Bearer other"}, {"Authorization": ""}):
@@ -103,7 +96,7 @@ def test_a_client_that_goes_away_frees_its_row(running, stream):
         for _ in response.iter_lines():
           raise http.ReadTimeout("seen enough")
       response.read()
-  wait_for(lambda: len(engine.cancelled) == before + 2)
+  servers.wait_for(lambda: len(engine.cancelled) == before + 2)
   assert service.engine.running == 0 and not engine.busy()
 
 
@@ -181,14 +174,14 @@ def test_a_name_is_taken_once_and_can_be_aborted(running):
 
   thread = threading.Thread(target=run)
   thread.start()
-  wait_for(engine.busy)
+  servers.wait_for(engine.busy)
   again = client.post("/generate", json=body)
   assert again.status_code == 400
   assert "running request" in again.json()["error"]["message"]
   assert client.post("/abort_request", json={"rid": "r"}).status_code == 200
   thread.join()
   assert found[0]["meta_info"]["finish_reason"]["type"] == "abort"
-  wait_for(lambda: not engine.busy())
+  servers.wait_for(lambda: not engine.busy())
   short = body | {"sampling_params": {"max_new_tokens": 1}}
   assert client.post("/generate", json=short).status_code == 200
 
@@ -316,7 +309,7 @@ def is_ready(url):
 
 def test_sigterm_lets_a_stream_end_and_the_process_with_0():
   process, url = start("serve", 30)
-  wait_for(lambda: is_ready(url))
+  servers.wait_for(lambda: is_ready(url))
   body = {"text": "x", "sampling_params": {"max_new_tokens": 100}}
   with http.stream(
     "POST", f"{url}/generate", json=body | {"stream": True}, timeout=60
@@ -324,7 +317,7 @@ def test_sigterm_lets_a_stream_end_and_the_process_with_0():
     lines = response.iter_lines()
     next(lines)
     process.send_signal(signal.SIGTERM)
-    wait_for(lambda: not is_ready(url))
+    servers.wait_for(lambda: not is_ready(url))
     refused = http.post(f"{url}/generate", json=body)
     assert refused.status_code == 503 and refused.headers["retry-after"]
     rest = [x for x in lines if x.startswith("data:")]

@@ -146,6 +146,7 @@ def _jobs(
     row,
     request.n,
     adjust=adjust,
+    stream=request.stream,
     priority=request.priority,
     cache_salt=request.cache_salt,
     **dataclasses.asdict(lane),

@@ -132,6 +132,7 @@ def _jobs(
     score_only=most == 0,
     prompt_logprobs=(start, top or 0) if start >= 0 else None,
     adjust=adjust,
+    stream=request.stream,
     priority=request.priority,
     cache_salt=salt,
   )

@@ -48,8 +48,9 @@ def make_router(service: Service) -> APIRouter:
   async def server_info() -> Response:
     engine = service.engine
     statistics = dict(await engine.call(engine.engine.statistics))
-    accepted = statistics.get("accept_length")
-    state = statistics | {"avg_spec_accept_length": accepted}
+    cycles = statistics.get("cycles", 0)
+    length = statistics.get("cycle_tokens", 0) / cycles if cycles else None
+    state = statistics | {"avg_spec_accept_length": length}
     about = {"version": nemodiff_jax.__version__, "internal_states": [state]}
     return answer(_model_info(service) | about)
 
