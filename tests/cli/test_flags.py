@@ -93,7 +93,7 @@ def test_a_line_takes_precedence_over_the_flags(run, tmp_path):
 def test_flags_may_be_written_with_dashes(run, job):
   plain = run(f"--prompts_file={job}", "--max_new_tokens=3", "--nodebug")
   dashed = run(f"--prompts-file={job}", "--max-new-tokens", "3", "--nodebug")
-  assert dashed == plain and plain[0] == 0
+  assert dashed[:2] == plain[:2] and plain[0] == 0
   code, _, err = run("--max-new-toads=3")
   assert code == 2 and "max-new-toads" in err
 
