@@ -111,6 +111,10 @@ VISIT = (
     "      if row.phase is Phase.ENDED:\n        continue\n", "", ALONE,
   ),
   _break(
+    "a visit is read against the slots of today", "serve/scheduler.py",
+    "enumerate(visit.rows)", "enumerate(self._slots)", ALONE,
+  ),
+  _break(
     "the last token's page is kept", "serve/scheduler.py",
     "known = row.length  #", "known = len(row.ids)  #", VISITS + " turn",
   ),

@@ -50,6 +50,7 @@ class Widths:
     self._tried = {w: np.zeros(w - 1) for w in self._widths}
     self._right = {w: np.zeros(w - 1) for w in self._widths}
     self._rows: dict[Hashable, tuple[float, float]] = {}
+    self._curves: dict[int, np.ndarray] = {}  # Acceptance by slot.
     self._best: int | None = None
     self._choices = 0
     self._used = dict.fromkeys(self._widths, 0)
@@ -69,7 +70,7 @@ class Widths:
     """Takes what cycles of a row have accepted: 1 to `width` tokens each."""
     if width == 1:
       return
-    expected = self._slots(width)
+    expected = self._curve(width)
     slot = np.arange(width - 1)
     more, tried = self._rows.get(row, (0.0, 0.0))
     for count in accepted:
@@ -107,6 +108,7 @@ class Widths:
     """
     usable = [w for w in self._widths if ready is None or w in ready]
     self._choices += 1
+    self._curves = {}
     for width in usable:
       if len(self._times.get((bucket, width), ())) < _ENOUGH:
         return self._take(width), len(usable) > 1
@@ -151,7 +153,7 @@ class Widths:
       return len(rows) / self._cycle_time(bucket, 1)
     known = [self._rows.get(row, (0.0, 0.0)) for row in rows]
     more = np.array([m / (n + _PRIOR) for m, n in known])
-    slots = np.clip(self._slots(width)[None] + more[:, None], 0, _MOST)
+    slots = np.clip(self._curve(width)[None] + more[:, None], 0, _MOST)
     tokens = len(rows) + float(np.cumprod(slots, 1).sum())
     return tokens / self._cycle_time(bucket, width)
 
@@ -167,6 +169,12 @@ class Widths:
       if size == bucket
     )
     return time if width == 1 else 2 * time
+
+  def _curve(self, width: int) -> np.ndarray:
+    """The same from one choice to the next: rows are many."""
+    if width not in self._curves:
+      self._curves[width] = self._slots(width)
+    return self._curves[width]
 
   def _slots(self, width: int) -> np.ndarray:
     """Acceptance of each draft slot of a width.
