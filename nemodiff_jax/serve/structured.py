@@ -17,7 +17,7 @@ from nemodiff_jax.text.tokenizer import Tokenizer
 MAX_CHARS = 65536  # Of a schema, a regex, a grammar, or all choices.
 _KEPT = 64  # Compiled grammars.
 # White space is where models run away: one space after , and : and no more.
-_JSON = {
+JSON_OPTIONS = {
   "whitespace_flexible": False,
   "item_separator": ", ",
   "key_separator": ": ",
@@ -137,7 +137,9 @@ class Grammars:
         f"{spec.field}: the schema should be an object, got {spec.source:.60}.",
         spec.field,
       )
-    return make.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
+    return make.grammar_from_json_schema(
+      json.dumps(schema), overrides=JSON_OPTIONS
+    )
 
 
 class _Vocabulary:

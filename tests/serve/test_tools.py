@@ -9,10 +9,13 @@ pytest.importorskip("pydantic", reason="needs the extra [serve]")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemodiff_jax.serve.errors import read as read_as
 from nemodiff_jax.serve.openai.choice import merged
 from nemodiff_jax.serve.openai.reasoning import Reasoning
+from nemodiff_jax.serve.openai.requests import read_chat
 from nemodiff_jax.serve.openai.tool_stream import Content, Piece, ToolStream
-from tests.serve import fakes
+from nemodiff_jax.serve.protocol.openai import ChatRequest
+from tests.serve import fakes, servers
 
 SCHEMA = {
   "properties": {
@@ -131,6 +134,56 @@ def test_the_named_function_takes_the_whole_text():
   text = '{"city": "x"}'
   content, calls = read(text, range(1, 13), form="named", named="weather")
   assert (content, calls) == ("", [("weather", text)])
+
+
+STRICT = {
+  "type": "object",
+  "properties": {
+    "city": {"type": "string"},
+    "days": {"$ref": "#/$defs/days"},
+    "unit": {"type": "string", "enum": ["C", "F"]},
+  },
+  "$defs": {"days": {"type": "integer"}},
+  "required": ["city", "days"],
+  "additionalProperties": False,
+}
+NOW = '<tool_call>\n{"name": "now", "arguments": {"z": 1}}\n</tool_call>'
+DAYS = '<tool_call>\n{"name": "f", "arguments": {"city": "a", "days": '
+CITY = "<tool_call>\n<function=f>\n<parameter=city>\n"
+KEPT = [
+  ("json", "a <tool of ours", True),
+  ("json", DAYS + "3}}\n</tool_call> bye", True),
+  ("json", DAYS + '"3"', False),
+  ("json", f"x{NOW} and {NOW}", True),
+  ("json", '<tool_call>\n{"name": "other', False),
+  ("xml", "no call", True),
+  ("xml", CITY + "Köln </p>\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+   "</function>\n</tool_call> ok", True),
+  ("xml", CITY + "K\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+   "<parameter=unit>\nF\n</parameter>\n</function>\n</tool_call>", True),
+  ("xml", CITY + "K\n</parameter>\n<parameter=unit>", False),
+  ("xml", "<tool_call>\n<function=f>\n</function>", False),
+  ("xml", "<tool_call>\n<function=now>\n</function>\n</tool_call>", True),
+  ("xml", "<tool_call>\n<function=other>", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "text", "kept"), KEPT)
+def test_calls_of_strict_tools_keep_to_their_schemas(form, text, kept):
+  """What the grammar of a request lets through, and that it is read again."""
+  template = servers.ChatTemplate(f"<tool_call> {XML * (form == 'xml')}", {})
+  function = {"name": "f", "parameters": STRICT, "strict": True}
+  tools = [{"type": "function", "function": function}]
+  tools += [{"type": "function", "function": {"name": "now"}}]
+  messages = [{"role": "user", "content": "x"}]
+  request = read_as(ChatRequest, {"messages": messages, "tools": tools})
+  (job,) = read_chat(servers.served(template=template), request).jobs
+  job.grammar.accept(text.encode())
+  assert job.grammar.dead is not kept
+  if kept:
+    assert job.grammar.may_end()
+    names = [n for n, _ in read(text, form=form)[1]]
+    assert len(names) == text.count("</tool_call>")
 
 
 class Plain(fakes.ByteTokenizer):

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from nemodiff_jax.serve.errors import Refusal
+from nemodiff_jax.serve.openai.tool_grammar import tool_grammar
 from nemodiff_jax.serve.protocol.openai import ChatRequest, Choose
 from nemodiff_jax.serve.protocol.sampling import Sampling, StructuredOutputs
 from nemodiff_jax.serve.structured import Spec, json_spec
@@ -11,8 +12,12 @@ from nemodiff_jax.serve.structured import Spec, json_spec
 _OBJECT = {"type": "object"}
 
 
-def asked(request: Sampling) -> Spec | None:
+def asked(request: Sampling, calls: str | None = None) -> Spec | None:
   """What the output has to match; None: nothing.
+
+  Args:
+    request: of either kind.
+    calls: how it writes tool calls, from `tools.form`.
 
   Raises:
     Refusal: a form that is not known, or two of them.
@@ -20,6 +25,9 @@ def asked(request: Sampling) -> Spec | None:
   found = [*_response_format(request), *_structured(request), *_guided(request)]
   if isinstance(request, ChatRequest):
     found += _forced_tools(request)
+    functions = [t.function for t in request.tools or ()]
+    if calls in ("xml", "json") and any(f.strict for f in functions):
+      found.append(Spec("tools", "grammar", tool_grammar(calls, functions)))
   if len(found) > 1:
     fields = " and ".join(spec.field for spec in found)
     raise Refusal(

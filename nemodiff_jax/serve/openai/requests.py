@@ -72,7 +72,9 @@ def read_chat(served: Served, request: ChatRequest) -> Call:
   calls = tools.form(served.template, request)
   predicted = _prediction(served, request)
   thinking = opens_thinking(text) if served.thinks else None
-  jobs = _jobs(served, request, prompt, row, thinking, prediction=predicted)
+  jobs = _jobs(
+    served, request, prompt, row, thinking, calls, prediction=predicted
+  )
   last = str(request.messages[-1].get("content"))
   echo = last if request.echo and request.continue_final_message else ""
   ident = f"chatcmpl-{request.request_id or uuid.uuid4().hex}"
@@ -109,6 +111,7 @@ def read_completion(served: Served, request: CompletionRequest) -> Call:
       ids,
       row,
       None,
+      None,
       score_only=wanted == 0,
       prompt_logprobs=None if score is None else (0, score),
     )
@@ -124,6 +127,7 @@ def _jobs(
   prompt: Sequence[int],
   row: RowSettings,
   thinking: bool | None,
+  calls: str | None,
   **more: Any,
 ) -> list[Job]:
   lane = check_lane(served, _lane(request))
@@ -131,7 +135,7 @@ def _jobs(
   adjust = adjustments(
     served, request, mode, request.bad_words, request.min_tokens
   )
-  spec = formats.asked(request)
+  spec = formats.asked(request, calls)
   if spec is not None and mode == "diffusion":
     raise Refusal(
       f"{spec.field}: diffusion fills slots in any order and cannot follow a"

@@ -70,8 +70,8 @@ async def _complete(
 ) -> Response:
   given = read(kind, await read_body(request))
   served = service.served
-  slow = formats.asked(given) is not None
-  call = await service.read(lambda: make(served, given), slow)
+  slow = formats.asked(given) is not None or getattr(given, "tools", None)
+  call = await service.read(lambda: make(served, given), bool(slow))
   stream = await service.submit(call.jobs)
   reply = Reply(served, call)
   if given.stream:
