@@ -1,10 +1,9 @@
 """Who is read, who runs, who waits: what the device does next.
 
-The scheduler knows ids and counts only. Its caller dispatches each visit, in
-order, and gives back what came of it, in order; any number of visits may be in
-flight in between. So a visit is planned from what is known, which is less than
-what the device has done: pages are there for the most that could happen, and
-what a visit says of a row that has ended meanwhile is dropped.
+The scheduler knows ids and counts only. Its caller dispatches each visit, and
+gives back what came of it, both in order, with any number in flight between.
+So a visit is planned from less than what the device has done: pages are there
+for the most that could happen, and what is said of ended rows is dropped.
 
 Pages and slots of a row that ends are handed on at once: the visits in flight
 come first on the device, and what they write, later owners write over before
@@ -200,8 +199,8 @@ class Scheduler:
   def _lacks(self, row: Request, passes: int) -> int:
     """Pages that the row needs besides its own, for so many passes more."""
     flying = row.flying + (passes if row.runs else 0)
-    block, cycle = self._block, self._pace.cycle
-    limit = row.limit(block)
+    block, limit = self._block, row.limit(self._block)
+    cycle = self._pace.cycle
     positions = plan.reach(row.length, flying, block, cycle, limit)
     return max(plan.pages_of(positions, self.pool.page) - len(row.pages), 0)
 
