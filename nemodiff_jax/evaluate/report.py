@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def write(folder: Path) -> str | None:
   questions = folder_of.load_questions(folder)
   path = folder / TRACES
   traces = json.loads(path.read_text()) if path.exists() else []
-  figures, why = _figures(results["rows"], samples, traces)
+  figures, why = _figures(folder, results["rows"], samples, traces)
   body = [
     _asked(run, len({(s["task"], s["id"]) for s in samples})),
     _results(results),
@@ -56,7 +57,8 @@ def write(folder: Path) -> str | None:
   return why
 
 
-def _figures(rows, samples, traces) -> tuple[str, str | None]:
+def _figures(folder, rows, samples, traces) -> tuple[str, str | None]:
+  """HTML of the figures, each of which is a file of its own too."""
   try:
     from nemodiff_jax.evaluate import figures
 
@@ -65,6 +67,9 @@ def _figures(rows, samples, traces) -> tuple[str, str | None]:
     return "", (
       "no figures: they need matplotlib (pip install 'nemodiff-jax[evaluate]')"
     )
+  for title, svg in drawn:
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
   parts = [
     f"<figure><figcaption>{_e(title)}</figcaption>{svg}</figure>"
     for title, svg in drawn
