@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -145,3 +146,28 @@ def test_the_report_is_one_file_with_table_and_samples(embedded_run):
   for line in out.splitlines()[2:5]:
     for cell in line.strip("| ").split("|"):
       assert f"<td>{cell.strip()}</td>" in page
+
+
+def test_without_matplotlib_the_report_says_so(
+  embedded_run, command, monkeypatch
+):
+  folder, _ = embedded_run
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  code, _, err = command(*EMBEDDED, f"--out={folder}")
+  assert code == 0 and "no figures: they need matplotlib" in err
+  assert "no figures" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_figures_show_what_the_record_holds(embedded_run, command):
+  pytest.importorskip("matplotlib", reason="the extra evaluate is not there")
+  folder, _ = embedded_run
+  code, _, err = command(*EMBEDDED, f"--out={folder}")
+  assert code == 0, err
+  page = (folder / "report.html").read_text()
+  for title in (
+    "embedded: accuracy against tokens per forward",
+    "accepted length of a cycle", "acceptance by slot", "calibration of drafts",
+  ):  # fmt: skip
+    assert title in page
+  assert page.count("<svg") == len(list(folder.glob("*.svg"))) >= 4
