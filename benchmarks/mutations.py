@@ -1,6 +1,6 @@
 """Breaks the sources one line at a time: do the tests notice?
 
-    python -m benchmarks.mutations --part=kernels|decode|train|engine [--only=WORD]
+    python -m benchmarks.mutations --part=kernels|decode|train|engine|evaluate [--only=WORD]
 
 Each mutation of `benchmarks.mutants` is made in a copy of the project, where
 the tests that should notice it then run. One that passes them has survived,
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.mutants import Mutation
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("kernels", "decode", "train", "engine")
+PARTS = ("kernels", "decode", "train", "engine", "evaluate")
 
 
 def mutations(part: str) -> tuple[Mutation, ...]:

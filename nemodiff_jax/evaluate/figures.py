@@ -14,7 +14,7 @@ COLORS = {
   "quadratic_spec": "#009e73",
 }
 _SIZE = (5.6, 3.6)
-_STYLES = ("-", "--", ":", "-.")
+_STEPS = ", steps"  # Ends the name of a curve over steps per block.
 
 
 def draw(
@@ -75,7 +75,7 @@ def _curve(setting: str) -> str:
   """Settings of one curve: they differ in one number alone."""
   parts = setting.split()
   if parts[0] == "diffusion":
-    return " ".join(parts[:2]) + (", steps" if "s=" in setting else "")
+    return " ".join(parts[:2]) + (_STEPS if "s=" in setting else "")
   return parts[0]
 
 
@@ -84,7 +84,8 @@ def _quality(task: str, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
   curves: dict[str, list[dict]] = {}
   for row in rows:
     curves.setdefault(_curve(row["setting"]), []).append(row)
-  for i, (name, part) in enumerate(curves.items()):
+  plain = list(dict.fromkeys(name.removesuffix(_STEPS) for name in curves))
+  for name, part in curves.items():
     part = sorted(part, key=lambda r: r["tokens_per_forward"])
     x = [r["tokens_per_forward"] for r in part]
     y = [100 * r["accuracy"] for r in part]
@@ -94,9 +95,9 @@ def _quality(task: str, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
       [max(0.0, 100 * a - b) for a, b in zip(high, y, strict=True)],
     ]
     axes.errorbar(
-      x, y, error, label=name, color=COLORS[mode_of(name.split(",")[0])],
+      x, y, error, label=name, color=_shade(name.removesuffix(_STEPS), plain),
       marker="*" if name == "ar" else "o", markersize=10 if name == "ar" else 5,
-      linestyle=_STYLES[i % 4] if "diffusion" in name else "-",
+      linestyle=":" if name.endswith(_STEPS) else "-",
       capsize=2, linewidth=1.3, elinewidth=0.7,
     )  # fmt: skip
     if name == "ar":

@@ -19,6 +19,7 @@ import traceback
 
 NO_JAIL = 97
 NOBODY = 65534
+WORK = "/nemodiff-work"  # The program's folder; Python does not lie there.
 _CLONE = {"ns": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000,
           "pid": 0x20000000, "net": 0x40000000}  # fmt: skip
 _RDONLY, _NOSUID, _NODEV, _BIND, _REC = 1, 2, 4, 4096, 16384
@@ -59,7 +60,7 @@ def _first(spec) -> int:
   with open("/proc/sys/user/max_user_namespaces", "w") as file:
     file.write("0")  # The program makes no namespaces of its own.
   _build(spec)
-  return _wait(_fork(lambda: _program(spec, "/work")))
+  return _wait(_fork(lambda: _program(spec, WORK)))
 
 
 def _map_users(child: int) -> None:
@@ -76,7 +77,7 @@ def _map_users(child: int) -> None:
 
 
 def _build(spec) -> None:
-  """A root of its own: system folders read only, and /work in memory."""
+  """A root of its own: system folders read only, and WORK in memory."""
   root = spec["root"]
   with open(spec["program"], "rb") as file:
     source = file.read()
@@ -91,15 +92,16 @@ def _build(spec) -> None:
       os.makedirs(target, exist_ok=True)
       _mount(path, target, None, _BIND | _REC)
       _restrict(target, _RDONLY | _NOSUID | _NODEV, _AT_RECURSIVE)
-  os.makedirs(root + "/dev")
+  os.makedirs(root + "/dev", exist_ok=True)
   for name in _DEVICES:
     open(f"{root}/dev/{name}", "w").close()
     _mount(f"/dev/{name}", f"{root}/dev/{name}", None, _BIND)
-  work = root + "/work"
+  work = root + WORK
   os.makedirs(work)
   room = f"size={spec['disk']},nr_inodes=1000,mode=777"
   _mount("tmpfs", work, "tmpfs", _NOSUID | _NODEV, room)
-  os.symlink("/work", root + "/tmp")
+  if not os.path.lexists(root + "/tmp"):  # Python may lie beneath it.
+    os.symlink(WORK, root + "/tmp")
   with open(work + "/program.py", "wb") as file:
     file.write(source)
   os.makedirs(root + "/old")

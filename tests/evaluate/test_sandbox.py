@@ -85,6 +85,20 @@ def test_a_program_writes_nowhere_and_sees_no_file_of_ours(tmp_path):
 
 
 @jailed
+def test_what_is_shown_is_read_only_whoever_may_write_it(tmp_path, monkeypatch):
+  """Python's folder may be the user's own, as this one is anybody's."""
+  tmp_path.chmod(0o777)
+  (tmp_path / "shown").write_text("text")
+  (tmp_path / "shown").chmod(0o666)
+  monkeypatch.setattr(sandbox, "_SYSTEM", (*sandbox._SYSTEM, str(tmp_path)))
+  shown, fresh = str(tmp_path / "shown"), str(tmp_path / "fresh")
+  assert sandbox.passes(f"assert open({shown!r}).read() == 'text'")
+  assert not sandbox.passes(f"open({shown!r}, 'a').write('more')")
+  assert not sandbox.passes(f"open({fresh!r}, 'w').write('more')")
+  assert (tmp_path / "shown").read_text() == "text"
+
+
+@jailed
 def test_it_leaves_no_mount_and_no_folder():
   before = Path("/proc/self/mountinfo").read_text()
   assert sandbox.passes("open('x', 'w')")

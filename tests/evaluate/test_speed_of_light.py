@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 import nemodiff_jax as nd
@@ -70,6 +71,24 @@ def test_the_oracle_is_near_the_true_optimum(tiny):
     assert best <= got <= serial
     above.append(got - best)
   assert max(above) <= 1 and above.count(0) >= 6
+
+
+def test_the_oracle_holds_back_what_would_lead_astray(tiny, monkeypatch):
+  """Slots 1 and 2 look right at first; together they hide 3 and 4 for good."""
+  block = _Block(model_of(tiny), [9], 5, 5, frozenset())
+  mask, target = tiny.config.mask_id, [10, 11, 12, 13, 14]
+
+  def proposals(canvas, slots):
+    open_ = [i for i in range(5) if canvas[i] == mask]
+    if open_ == [1, 2, 3, 4]:
+      said = {1: 11, 2: 12, 3: 0, 4: 0}
+    else:  # After slot 1 alone, all is seen; after both, nothing more.
+      said = dict(enumerate(target)) if 2 in open_ else dict.fromkeys(open_, 0)
+    sure = np.array([1 - i / 10 for i in slots])
+    return np.array([said[i] for i in slots]), sure
+
+  monkeypatch.setattr(block, "proposals", proposals)
+  assert block.oracle([10, mask, mask, mask, mask], target) == 2
 
 
 def test_a_checkpoint_without_masks_has_no_light(tiny):
