@@ -19,6 +19,7 @@ own by name, so that everything else is the decoder as it is.
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import jax
@@ -131,7 +132,8 @@ def training_blocks(model: api.Model) -> list[tuple[list[int], list[int]]]:
 def train_net(model: api.Model):
   """The perceptron, from blocks whose slots are revealed at random speed."""
   blocks, rng = training_blocks(model), np.random.default_rng(0)
-  mask, params = model.config.mask_id, model.weights.params
+  mask: Any = model.config.mask_id
+  params = model.weights.params
 
   @jax.jit
   def forward(tokens, ends, start):
