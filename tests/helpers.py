@@ -1,14 +1,18 @@
 """Tiny models, folders and prompts shared by the tests."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tokenizers
+from absl.testing import flagsaver
 
 from checkpoints_convert.hf_folder import write_folder, write_lora
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
@@ -115,3 +119,18 @@ def write_tokenizer(path: Path, config: ModelConfig) -> None:
     single="w1 $A", special_tokens=[("w1", 1)]
   )
   tokenizer.save(str(path / "tokenizer.json"))
+
+
+def run_command(main, *argv):
+  """Runs a command in this process; returns (exit code, stdout, stderr)."""
+  from nemodiff_jax.cli import main as process  # Defines flags.
+
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    flagsaver.flagsaver(),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    pytest.raises(SystemExit) as stop,
+  ):
+    process.run(main, list(argv))
+  return stop.value.code or 0, out.getvalue(), err.getvalue()

@@ -45,6 +45,21 @@ def decode(
   return api.generate_rows(model, setting, prompts, rows, batch_size)
 
 
+def reply_fields(output: api.DecodeOutput) -> dict[str, Any]:
+  """What samples.jsonl holds of a reply; the counts have NVIDIA's names."""
+  fields = {
+    "text": output.text or "",
+    "token_ids": output.token_ids,
+    "finish_reason": output.finish_reason,
+    "num_generated_tokens": output.completion_tokens,
+    "nfe": output.nfe,
+    "prompt_tokens": output.prompt_tokens,
+  }
+  if output.accepted is not None:
+    fields["accepted"] = output.accepted
+  return fields
+
+
 def trace(
   model: api.Model,
   setting: DecodeConfig,

@@ -58,11 +58,13 @@ def draw(
     for task in dict.fromkeys(r["task"] for r in rows if "nfe" in r)
   ]
   if cycles:
-    figures += [_histogram(cycles), _by_slot(cycles)]
+    bars = _histogram(cycles, "tokens accepted in a cycle", "cycles")
+    figures += [("accepted length of a cycle", bars), _by_slot(cycles)]
   if any(judged.values()):
     figures.append(_calibration({s: j for s, j in judged.items() if j}))
   if passes:
-    figures.append(_passes(passes))
+    label = "passes of a block, its commit included"
+    figures.append(("nfe per block", _histogram(passes, label, "blocks")))
   return figures
 
 
@@ -109,20 +111,27 @@ def _quality(task: str, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
   return f"{task}: accuracy against tokens per forward", _svg(figure)
 
 
-def _histogram(cycles: dict[str, list[int]]) -> tuple[str, str]:
+def _histogram(counts: dict[str, list[int]], label: str, of: str) -> str:
+  """SVG: the share of each count among those of a setting, as bars.
+
+  Args:
+    counts: by setting, from 1.
+    label: of the axis of counts.
+    of: what is counted once per count.
+  """
   figure, axes = _axes()
-  longest = max(map(max, cycles.values()))
-  width = 0.8 / len(cycles)
-  for i, (setting, many) in enumerate(cycles.items()):
+  longest = max(map(max, counts.values()))
+  width = 0.8 / len(counts)
+  for i, (setting, many) in enumerate(counts.items()):
     share = [100 * many.count(n) / len(many) for n in range(1, longest + 1)]
-    at = [n + (i - (len(cycles) - 1) / 2) * width
+    at = [n + (i - (len(counts) - 1) / 2) * width
           for n in range(1, longest + 1)]  # fmt: skip
-    axes.bar(at, share, width, label=setting, color=_shade(setting, cycles))
+    axes.bar(at, share, width, label=setting, color=_shade(setting, counts))
   axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.set_xlabel("tokens accepted in a cycle")
-  axes.set_ylabel("cycles, %")
+  axes.set_xlabel(label)
+  axes.set_ylabel(f"{of}, %")
   axes.legend(frameon=False)
-  return "accepted length of a cycle", _svg(figure)
+  return _svg(figure)
 
 
 def _by_slot(cycles: dict[str, list[int]]) -> tuple[str, str]:
@@ -156,22 +165,6 @@ def _calibration(judged: dict[str, list]) -> tuple[str, str]:
   axes.set_ylim(-0.03, 1.2)
   axes.legend(frameon=False, loc="upper left")
   return "calibration of drafts (area: how many)", _svg(figure)
-
-
-def _passes(passes: dict[str, list[int]]) -> tuple[str, str]:
-  figure, axes = _axes()
-  longest = max(map(max, passes.values()))
-  width = 0.8 / len(passes)
-  for i, (setting, many) in enumerate(passes.items()):
-    share = [100 * many.count(n) / len(many) for n in range(1, longest + 1)]
-    at = [n + (i - (len(passes) - 1) / 2) * width
-          for n in range(1, longest + 1)]  # fmt: skip
-    axes.bar(at, share, width, label=setting, color=_shade(setting, passes))
-  axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.set_xlabel("passes of a block, its commit included")
-  axes.set_ylabel("blocks, %")
-  axes.legend(frameon=False)
-  return "nfe per block", _svg(figure)
 
 
 def _shade(setting: str, among: Sequence[str] | dict) -> Any:

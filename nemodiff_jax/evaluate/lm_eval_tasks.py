@@ -6,6 +6,7 @@ from typing import Any
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.evaluate.decoding import reply_fields
 from nemodiff_jax.evaluate.record import Record, Sample
 from nemodiff_jax.evaluate.sweep import Skipped, label
 from nemodiff_jax.evaluate.tasks import Options, unknown
@@ -151,17 +152,7 @@ def _sample(task, kind, setting, given, outputs) -> Sample:
   output = outputs.get((task, given["doc_id"], 0))
   if output is None:
     return sample | {"responses": given["filtered_resps"]}
-  reply = {
-    "text": output.text or "",
-    "token_ids": output.token_ids,
-    "finish_reason": output.finish_reason,
-    "num_generated_tokens": output.completion_tokens,
-    "nfe": output.nfe,
-    "prompt_tokens": output.prompt_tokens,
-  }
-  if output.accepted is not None:
-    reply["accepted"] = output.accepted
-  return sample | reply
+  return sample | reply_fields(output)
 
 
 def _text(value: Any) -> str:

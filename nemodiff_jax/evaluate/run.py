@@ -101,26 +101,18 @@ def _fill(model, plan, record, task, row, setting, prompts) -> int:
 def sample(
   task: str, setting: str, question: Question, output: api.DecodeOutput
 ) -> Sample:
-  """A line of samples.jsonl; the counts have NVIDIA's names."""
-  text = output.text or ""
-  verdict = question.judge(text)
-  found = {
+  """A line of samples.jsonl."""
+  reply = decoding.reply_fields(output)
+  verdict = question.judge(reply["text"])
+  return {
     "task": task,
     "setting": setting,
     "id": question.id,
     "group": question.group,
     "score": verdict.score,
     "found": verdict.found,
-    "text": text,
-    "token_ids": output.token_ids,
-    "finish_reason": output.finish_reason,
-    "num_generated_tokens": output.completion_tokens,
-    "nfe": output.nfe,
-    "prompt_tokens": output.prompt_tokens,
+    **reply,
   }
-  if output.accepted is not None:
-    found["accepted"] = output.accepted
-  return found
 
 
 def finish(

@@ -53,6 +53,18 @@ def text_ids(served: Served, text: str, special: bool = True) -> list[int]:
   return tokenizer.encode(text) if special else tokenizer.encode_rendered(text)
 
 
+def shared_settings(asked: Any) -> dict[str, Any]:
+  """Fields of RowSettings that both protocols call by the same names."""
+  return {
+    "top_k": max(asked.top_k, 0),
+    "top_p": asked.top_p,
+    "min_p": asked.min_p,
+    "stop_token_ids": asked.stop_token_ids,
+    "ignore_eos": asked.ignore_eos,
+    "stop": asked.stop or (),
+  }
+
+
 def draw_seed(given: int | None) -> int:
   """The seed of a request: its own as 64 bits, or a fresh one."""
   return secrets.randbits(_DRAWN) if given is None else given % _SEEDS

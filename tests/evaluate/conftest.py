@@ -1,28 +1,15 @@
 """One small run that many tests look at."""
 
-import contextlib
-import io
-
 import pytest
-from absl.testing import flagsaver
 
 from nemodiff_jax.cli import evaluate
-from nemodiff_jax.cli import main as process
+from tests import helpers
 
 QUESTIONS = 6
 
 
 def call(*flags):
-  """Runs the command in this process; returns (exit code, stdout, stderr)."""
-  out, err = io.StringIO(), io.StringIO()
-  with (
-    flagsaver.flagsaver(),
-    contextlib.redirect_stdout(out),
-    contextlib.redirect_stderr(err),
-    pytest.raises(SystemExit) as stop,
-  ):
-    process.run(evaluate.main, ["evaluate", *flags])
-  return stop.value.code or 0, out.getvalue(), err.getvalue()
+  return helpers.run_command(evaluate.main, "evaluate", *flags)
 
 
 @pytest.fixture

@@ -1,32 +1,21 @@
 """The speed table: its arithmetic, and what is refused."""
 
-import contextlib
-import io
 import json
 import math
 
 import pytest
-from absl.testing import flagsaver
 
 from nemodiff_jax.cli import bench as command
-from nemodiff_jax.cli import main as process
 from nemodiff_jax.decode.config import DecodeConfig
 from nemodiff_jax.evaluate import bench
 from nemodiff_jax.evaluate.measure import Floor
 from nemodiff_jax.nn.config import preset
 from pallas_kernels.chips import CHIPS
+from tests import helpers
 
 
 def call(*flags):
-  out, err = io.StringIO(), io.StringIO()
-  with (
-    flagsaver.flagsaver(),
-    contextlib.redirect_stdout(out),
-    contextlib.redirect_stderr(err),
-    pytest.raises(SystemExit) as stop,
-  ):
-    process.run(command.main, ["bench", *flags])
-  return stop.value.code or 0, out.getvalue(), err.getvalue()
+  return helpers.run_command(command.main, "bench", *flags)
 
 
 @pytest.fixture(scope="module")

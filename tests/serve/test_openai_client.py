@@ -9,7 +9,7 @@ openai = pytest.importorskip("openai", reason="needs the extra [dev]")
 
 import pydantic
 
-from tests.serve import fakes, servers
+from tests.serve import fakes
 
 
 def script(job):
@@ -23,12 +23,6 @@ def script(job):
 @pytest.fixture(scope="module")
 def engine():
   return fakes.FakeEngine(script)
-
-
-@pytest.fixture(scope="module")
-def url(engine):
-  with servers.serve(engine) as (address, _):
-    yield address
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 http = pytest.importorskip("httpx2", reason="needs the extra [dev]")
 
-from tests.serve import fakes, servers
+from tests.serve import fakes
 
 
 def script(job):
@@ -22,12 +22,6 @@ def script(job):
 @pytest.fixture(scope="module")
 def engine():
   return fakes.FakeEngine(script)
-
-
-@pytest.fixture(scope="module")
-def url(engine):
-  with servers.serve(engine) as (address, _):
-    yield address
 
 
 class Endpoint:

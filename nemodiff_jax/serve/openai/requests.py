@@ -21,6 +21,7 @@ from nemodiff_jax.serve.rows import (
   finish,
   make_jobs,
   room,
+  shared_settings,
   text_ids,
 )
 from nemodiff_jax.serve.served import Served
@@ -208,14 +209,9 @@ def _row(served: Served, request: Sampling, most: int) -> RowSettings:
   row = RowSettings(
     max_new_tokens=most,
     temperature=request.temperature,
-    top_k=max(request.top_k, 0),
-    top_p=request.top_p,
-    min_p=request.min_p,
     seed=draw_seed(request.seed),
-    stop_token_ids=request.stop_token_ids,
-    ignore_eos=request.ignore_eos,
-    stop=request.stop or (),
     max_thinking_tokens=budget,
+    **shared_settings(request),
   )
   return finish(served, row)
 

@@ -16,6 +16,7 @@ from nemodiff_jax.serve.rows import (
   finish,
   make_jobs,
   room,
+  shared_settings,
   text_ids,
 )
 from nemodiff_jax.serve.served import Served
@@ -111,15 +112,10 @@ def _jobs(
   row = RowSettings(
     max_new_tokens=max(1, most),
     temperature=0.0 if own.temperature < _GREEDY else own.temperature,
-    top_k=max(own.top_k, 0),
-    top_p=own.top_p,
-    min_p=own.min_p,
     seed=draw_seed(own.sampling_seed),
-    stop_token_ids=own.stop_token_ids,
-    ignore_eos=own.ignore_eos,
-    stop=own.stop or (),
     logprobs=top,
     max_thinking_tokens=request.max_thinking_tokens,
+    **shared_settings(own),
   )
   if start >= 0:
     served.need("prompt_logprobs", "logprob_start_len")
