@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Sequence
 
 from nemodiff_jax.decode.results import Logprobs
@@ -172,3 +173,11 @@ def _logprobs(ids: Sequence[int], top: int | None) -> Logprobs | None:
     [[i, *range(65, 64 + top)][:top] for i in ids],
     [[-i / 1000, *[-5.0] * (top - 1)][:top] for i in ids],
   )
+
+
+class Slow(FakeEngine):
+  """A step takes a hundredth of a second."""
+
+  def step(self):
+    time.sleep(0.01)
+    return super().step()

@@ -1,45 +1,24 @@
-"""Limits, keys, clients that go away or do not read, faults, and the end."""
+"""Keys, limits, and clients that go away."""
 
-import asyncio
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 http = pytest.importorskip("httpx2", reason="needs the extra [dev]")
 
-from nemodiff_jax.errors import UserError
-from nemodiff_jax.serve import async_engine
 from nemodiff_jax.serve import http as limits
-from nemodiff_jax.serve.async_engine import AsyncEngine
-from nemodiff_jax.serve.contract import Job
-from nemodiff_jax.serve.errors import Refusal
-from nemodiff_jax.serve.metrics import Metrics
 from tests.serve import fakes, servers
 
 KEY = "a key"
 HELLO = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-class Slow(fakes.FakeEngine):
-  """A step takes a hundredth of a second."""
-
-  def step(self):
-    time.sleep(0.01)
-    return super().step()
-
-
 @pytest.fixture(scope="module")
 def running():
-  engine = Slow(lambda job: [97] * 1500, per_step=1, queue=4)
+  engine = fakes.Slow(lambda job: [97] * 1500, per_step=1, queue=4)
   with servers.serve(engine, KEY) as (url, service):
     headers = {"Authorization": f"Bearer {KEY}"}
     with http.Client(base_url=url, headers=headers, timeout=60) as client:
@@ -186,172 +165,6 @@ def test_a_name_is_taken_once_and_can_be_aborted(running):
   assert client.post("/generate", json=short).status_code == 200
 
 
-def job(prompt=(97,)):
-  from nemodiff_jax.decode.config import RowSettings
-
-  return Job(list(prompt), RowSettings(max_new_tokens=1500))
-
-
-def test_a_reader_that_falls_behind_is_cancelled_before_it_holds_memory():
-  async def main():
-    engine = fakes.FakeEngine(lambda job: [97] * 10**5, per_step=64)
-    runner = AsyncEngine(engine, Metrics())
-    asked = job()
-    object.__setattr__(asked.row, "max_new_tokens", 10**5)
-    stream = await runner.submit([asked])
-    while stream._left:
-      await asyncio.sleep(0.001)
-    assert len(stream._events) == 1  # What it held is gone.
-    await runner.call(lambda: None)
-    assert not engine.busy()
-    with pytest.raises(Refusal, match="too slowly"):
-      async for _ in stream.events():
-        pass
-    runner.stop()
-
-  asyncio.run(asyncio.wait_for(main(), 60))
-
-
-def test_a_step_that_fails_ends_every_call_and_the_health():
-  async def main():
-    engine = fakes.FakeEngine(lambda job: [97] * 1000, per_step=1)
-    runner = AsyncEngine(engine, Metrics())
-    streams = [await runner.submit([job()]) for _ in range(2)]
-    engine.fault = RuntimeError("boom")
-    for stream in streams:
-      with pytest.raises(Refusal, match="engine failed") as error:
-        async for _ in stream.events():
-          pass
-      assert error.value.status == 500
-    with pytest.raises(Refusal) as error:
-      await runner.submit([job()])
-    assert error.value.status == 503
-    runner.stop()
-
-  asyncio.run(asyncio.wait_for(main(), 60))
-
-
-def test_a_job_that_is_refused_takes_its_call_with_it():
-  class Picky(fakes.FakeEngine):
-    def submit(self, job):
-      if job.prompt == [98]:
-        raise UserError("not this one.")
-      return super().submit(job)
-
-  async def main():
-    engine = Picky(lambda job: [97] * 1000)
-    runner = AsyncEngine(engine, Metrics())
-    with pytest.raises(UserError, match="not this one"):
-      await runner.submit([job(), job([98])])
-    assert not engine.busy() and runner.running == 0
-    runner.stop()
-
-  asyncio.run(asyncio.wait_for(main(), 60))
-
-
-def test_draining_lets_jobs_end_then_cancels():
-  async def main():
-    engine = Slow(lambda job: [97] * (4 if job.prompt == [98] else 1500))
-    runner = AsyncEngine(engine, Metrics())
-    short, long = [await runner.submit([job([i])]) for i in (98, 99)]
-    await runner.drain(0.3)
-    tokens = [i async for _, e in short.events() for i in e.token_ids]
-    assert tokens == [97] * 4
-    with pytest.raises(Refusal, match="ended"):
-      async for _ in long.events():
-        pass
-    assert not engine.busy()
-    runner.stop()
-
-  asyncio.run(asyncio.wait_for(main(), 60))
-
-
-PROGRAM = """
-import sys, time
-from nemodiff_jax import signals
-from nemodiff_jax.errors import UserError
-from nemodiff_jax.serve.run import run_server
-from tests.serve import fakes, servers
-from tests.serve.test_safety import Slow
-
-def load():
-  if sys.argv[1] == "fail":
-    raise UserError("no such checkpoint.")
-  if sys.argv[1] == "slow":
-    time.sleep(1000)
-  return servers.served(), Slow(lambda job: [97] * 150, per_step=1)
-
-def main():
-  run_server(load, "127.0.0.1", 0, None, float(sys.argv[2]))
-  return 0
-
-signals.run(main)
-"""
-
-
-def start(kind, drain):
-  root = Path(__file__).parent.parent.parent
-  process = subprocess.Popen(
-    [sys.executable, "-c", PROGRAM, kind, str(drain)],
-    cwd=root,
-    env=os.environ | {"PYTHONPATH": str(root)},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  line = process.stderr.readline()
-  assert line.startswith("listening on http://127.0.0.1:"), line
-  return process, line.split()[-1]
-
-
-def is_ready(url):
-  return http.get(f"{url}/health").status_code == 200
-
-
-def test_sigterm_lets_a_stream_end_and_the_process_with_0():
-  process, url = start("serve", 30)
-  servers.wait_for(lambda: is_ready(url))
-  body = {"text": "x", "sampling_params": {"max_new_tokens": 100}}
-  with http.stream(
-    "POST", f"{url}/generate", json=body | {"stream": True}, timeout=60
-  ) as response:
-    lines = response.iter_lines()
-    next(lines)
-    process.send_signal(signal.SIGTERM)
-    servers.wait_for(lambda: not is_ready(url))
-    refused = http.post(f"{url}/generate", json=body)
-    assert refused.status_code == 503 and refused.headers["retry-after"]
-    rest = [x for x in lines if x.startswith("data:")]
-  assert rest[-1] == "data: [DONE]"
-  assert json.loads(rest[-2][5:])["meta_info"]["completion_tokens"] == 100
-  assert process.wait(30) == 0
-
-
-def test_sigterm_while_the_model_is_loaded_ends_at_once():
-  process, url = start("slow", 30)
-  assert http.get(f"{url}/health").status_code == 503
-  found = http.post(f"{url}/v1/chat/completions", json=HELLO)
-  assert found.status_code == 503
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(30) == 0
-
-
-def test_a_model_that_cannot_be_loaded_ends_the_server():
-  process, _ = start("fail", 1)
-  assert process.wait(30) != 0
-  assert "no such checkpoint" in process.stderr.read()
-
-
-def test_an_address_that_is_taken_is_told():
-  from nemodiff_jax.serve.run import run_server
-
-  with socket.create_server(("127.0.0.1", 0)) as taken:
-    port = taken.getsockname()[1]
-    with pytest.raises(
-      UserError, match=f"cannot listen on 127.0.0.1, port {port}"
-    ):
-      run_server(lambda: None, "127.0.0.1", port, None, 1.0)
-
-
 def test_a_body_that_never_ends_and_idle_connections_stop_nobody(
   running, monkeypatch
 ):
@@ -369,7 +182,3 @@ def test_a_body_that_never_ends_and_idle_connections_stop_nobody(
   assert b"408" in idle[0].recv(1000).split(b"\r\n")[0]
   for connection in idle:
     connection.close()
-
-
-def test_the_bound_of_a_queue_is_a_number_of_tokens():
-  assert 0 < async_engine.MAX_HELD <= 10**5
