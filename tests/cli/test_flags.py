@@ -94,6 +94,8 @@ def test_flags_may_be_written_with_dashes(run, job):
   plain = run(f"--prompts_file={job}", "--max_new_tokens=3", "--nodebug")
   dashed = run(f"--prompts-file={job}", "--max-new-tokens", "3", "--nodebug")
   assert dashed[:2] == plain[:2] and plain[0] == 0
+  chat = f"--prompts-file={job}", "--nochat", "--noenable-thinking"
+  assert run(*chat, "--max-new-tokens=3")[:2] == plain[:2]
   code, _, err = run("--max-new-toads=3")
   assert code == 2 and "max-new-toads" in err
 

@@ -149,6 +149,14 @@ def test_what_a_checkpoint_cannot_decode_is_skipped_and_told():
     sweep(preset("tiny"), ["spec"])
 
 
+def test_a_block_has_as_many_steps_as_slots():
+  settings, skipped = sweep(
+    preset("tiny"), ["diffusion"], steps=[4, 5], block_lengths=[4]
+  )
+  assert [label(s) for s in settings] == ["diffusion C=4 s=4"]
+  assert [s.why for s in skipped] == ["a block of 4 has at most 4 steps."]
+
+
 @pytest.mark.parametrize(
   ("flags", "told"),
   [

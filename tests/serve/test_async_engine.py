@@ -43,7 +43,8 @@ def test_a_reader_that_falls_behind_is_cancelled_before_it_holds_memory():
 
 def test_a_step_that_fails_ends_every_call_and_the_health():
   async def main():
-    engine = fakes.FakeEngine(lambda job: [97] * 1000, per_step=1)
+    # Slow, so that no job has ended before the fault.
+    engine = fakes.Slow(lambda job: [97] * 1000, per_step=1)
     runner = AsyncEngine(engine, Metrics())
     streams = [await runner.submit([job()]) for _ in range(2)]
     engine.fault = RuntimeError("boom")
