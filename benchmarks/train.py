@@ -94,7 +94,8 @@ def peer_data(
 ) -> None:
   """The same batch for the peer, its mask dense."""
   part = jax.jit(lambda r: prepare_joint(made, made.key(jnp.int32(0)), r, hard))
-  (_, noisy, (clean, masks)), counts = part(batch)
+  made_of = part(batch)
+  noisy, counts, (clean, masks) = made_of.noisy, made_of.counts, made_of.targets
   index = np.arange(LENGTH)
   block = np.kron(
     np.eye(LENGTH // BLOCK, dtype=bool), np.ones((BLOCK,) * 2, bool)

@@ -65,6 +65,7 @@ class Job:
     rows: of the batch.
     accumulate: microbatches.
     length: clean tokens of a row.
+    packed: whether rows hold several documents.
   """
 
   config: ModelConfig
@@ -72,6 +73,7 @@ class Job:
   rows: int
   accumulate: int = 1
   length: int = LENGTH
+  packed: bool = True
 
   @property
   def grid(self) -> Mesh:
@@ -113,7 +115,7 @@ class Job:
     rows = Rows(
       tokens=shape(jnp.int32, b, n),
       supervised=shape(jnp.bool_, b, n),
-      start=shape(jnp.int32, b, n),
+      start=shape(jnp.int32, b, n) if self.packed else None,
       example=shape(jnp.int32, b),
     )
     return rows, jax.ShapeDtypeStruct((self.config.vocab_size,), jnp.bool_)
@@ -125,8 +127,8 @@ def gradient(job: Job) -> Any:
 
   def run(params, rows, hard):
     key = plan.key(jnp.int32(0))
-    per_row, shared = prepare_joint(plan, key, rows, hard)
-    return _gradients(plan, loss_joint, params, {}, per_row, shared)[0]
+    batch = prepare_joint(plan, key, rows, hard)
+    return _gradients(plan, loss_joint, params, {}, batch)[0]
 
   program = jax.jit(run, out_shardings=mesh.shardings(job.grid, params))
   return aot.compile_for(CHIP, program, params, *job.batch(), mesh=job.grid)

@@ -1,8 +1,16 @@
 """Strict JAX settings for every test, and models small enough to reason on."""
 
 import gc
+import os
 import signal
 from pathlib import Path
+
+# Programs run for milliseconds here and compile for seconds: LLVM need not try
+# hard. Before JAX is imported; the commands that tests start do the same.
+os.environ["XLA_FLAGS"] = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+  + os.environ.get("XLA_FLAGS", "")
+)
 
 import jax
 import pytest

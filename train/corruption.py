@@ -17,14 +17,20 @@ class Rows:
   Attributes:
     tokens: [B, L] documents one after another.
     supervised: [B, L] tokens that are learned: never those of a prompt.
-    start: [B, L] index in the row at which the token's document starts.
+    start: [B, L] index in the row at which the token's document starts; None:
+      every row is one document.
     example: [B] index of the row in the global batch.
   """
 
   tokens: Int[Array, "B L"]
   supervised: Bool[Array, "B L"]
-  start: Int[Array, "B L"]
+  start: Int[Array, "B L"] | None
   example: Int[Array, "B"]
+
+  @property
+  def begins(self) -> Int[Array, "B L"]:
+    """[B, L] where each token's document starts, also where all start at 0."""
+    return jnp.zeros_like(self.tokens) if self.start is None else self.start
 
 
 @struct.dataclass
@@ -164,7 +170,7 @@ def corrupt(
     )
     return jax.tree.map(lambda x: x.reshape(-1) if x.ndim else x, parts)
 
-  return jax.vmap(one)(rows.tokens, rows.supervised, rows.start, rows.example)
+  return jax.vmap(one)(rows.tokens, rows.supervised, rows.begins, rows.example)
 
 
 def _blocks(

@@ -53,8 +53,9 @@ def open_source(
 class Batches:
   """Batches of some streams, rows of stream after stream, without an end.
 
-  An element holds the fields of `Rows` without `example`, and `filled` [B]: the
-  tokens of a row that belong to documents.
+  An element holds the fields of `Rows` without `example` (and without `start`
+  where rows are not packed), and `filled` [B]: the tokens of a row that belong
+  to documents.
   """
 
   def __init__(self, streams: dict[int, grain.DatasetIterator]):
@@ -99,7 +100,6 @@ def _stream(config, start: Start, source: Source, i: int) -> grain.IterDataset:
   """One stream's part of each batch."""
   data, count = config.data, config.data.shards
   spans = dict.fromkeys(("tokens", "supervised"), config.length)
-  unit = dict.fromkeys(spans, max(config.block_lengths))
   size = len(range(i, len(source), count))
   records: Any = grain.MapDataset.source(source).seed(config.seed)
   if data.shuffle:
@@ -108,15 +108,18 @@ def _stream(config, start: Start, source: Source, i: int) -> grain.IterDataset:
   records = records[i::count].repeat().map(encode)
   documents = records.to_iter_dataset(grain.ReadOptions(num_threads=0))
   documents = experimental.FlatMapIterDataset(documents, _Pieces(config.length))
-  rows = experimental.FirstFitPackIterDataset(
-    documents,
-    length_struct=spans,
-    num_packing_bins=data.bins,
-    shuffle_bins=False,
-    pack_alignment_struct=unit,
-  )
   eos = start.config.eos_ids[0]
-  rows = rows.map(lambda row: _row(row, eos))
+  if data.pack:
+    packed = experimental.FirstFitPackIterDataset(
+      documents,
+      length_struct=spans,
+      num_packing_bins=data.bins,
+      shuffle_bins=False,
+      pack_alignment_struct=dict.fromkeys(spans, max(config.block_lengths)),
+    )
+    rows = packed.map(lambda row: _row(row, eos))
+  else:
+    rows = documents.map(lambda one: _alone(one, config.length, eos))
   return rows.batch(config.batch_size // count)
 
 
@@ -146,7 +149,8 @@ def place_rows(
       sharding, x, (batch_size, *x.shape[1:])
     )
   )
-  return Rows(**jax.tree.map(put, batch), example=put(example))
+  fields = {"start": None} | jax.tree.map(put, batch)
+  return Rows(**fields, example=put(example))
 
 
 def _encode(
@@ -222,4 +226,15 @@ def _row(row: dict[str, np.ndarray], eos: int) -> dict[str, np.ndarray]:
     "tokens": np.where(segment > 0, row["tokens"], eos).astype(np.int32),
     "supervised": (row["supervised"] > 0) & (segment > 0),
     "start": np.maximum.accumulate(np.where(begins, index, 0)).astype(np.int32),
+  }
+
+
+def _alone(document: Document, length: int, eos: int) -> dict[str, np.ndarray]:
+  """A row of one document, filled with EOS: it needs no `start`."""
+  size = document["tokens"].size
+  pad = lambda x, value: np.pad(x, (0, length - size), constant_values=value)
+  return {
+    "filled": np.array(size, np.int32),
+    "tokens": pad(document["tokens"], eos).astype(np.int32),
+    "supervised": pad(document["supervised"] > 0, False),
   }

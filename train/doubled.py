@@ -27,14 +27,15 @@ class DoubledPass:
   """How the layers of a doubled sequence attend.
 
   Attributes:
-    k_start: [B, M + L] first clean key that a query sees.
+    k_start: [B, M + L] first clean key that a query sees; None: key 0, and
+      attention may run in kernels that know no other.
     k_end: [B, M + L] one past the last one.
     noisy: M, length of the noisy half.
     block: C, length of its blocks.
     causal: whether a block sees itself causally (verification of a draft).
   """
 
-  k_start: Int[Array, "B T"]
+  k_start: Int[Array, "B T"] | None
   k_end: Int[Array, "B T"]
   noisy: int = struct.field(pytree_node=False)
   block: int = struct.field(pytree_node=False)
@@ -63,7 +64,7 @@ def clean_pass(
   """Hidden states of the clean half alone."""
   index = _index(rows)
   where = DoubledPass(k_start=rows.start, k_end=index + 1, noisy=0, block=1)
-  place = index - rows.start
+  place = index - rows.begins
   return run_stack(stack, params, rows.tokens, place, _attend(stack, where))
 
 
@@ -91,7 +92,7 @@ def doubled_pass(
   index, m = _index(rows), noisy.tokens.shape[1]
   join = lambda a, b: jnp.concatenate([a, b], 1)
   where = DoubledPass(
-    k_start=join(noisy.start, rows.start),
+    k_start=None if rows.start is None else join(noisy.start, rows.start),
     k_end=join(noisy.before, index + 1),
     noisy=m,
     block=block,
@@ -101,7 +102,7 @@ def doubled_pass(
     stack,
     params,
     join(noisy.tokens, rows.tokens),
-    join(noisy.position - noisy.start, index - rows.start),
+    join(noisy.position - noisy.start, index - rows.begins),
     _attend(stack, where),
     drafter,
   )
@@ -114,5 +115,5 @@ def _attend(stack: Stack, where: DoubledPass) -> Attend:
 
 
 def _index(rows: Rows) -> Int[Array, "B L"]:
-  index = jnp.arange(rows.tokens.shape[1], dtype=rows.start.dtype)
+  index = jnp.arange(rows.tokens.shape[1], dtype=rows.tokens.dtype)
   return jnp.broadcast_to(index[None], rows.tokens.shape)

@@ -7,7 +7,6 @@ on the accepted path: up to and including the first mismatch.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +46,23 @@ class DrafterLoss:
 
 
 @struct.dataclass
+class DraftBatch:
+  """What the drafter's loss needs of a batch.
+
+  Attributes:
+    rows: the texts.
+    noisy: their blocks, masked as drafts are.
+    keys: [B] of each row's sampled drafts.
+    counts: how many blocks the whole batch has.
+  """
+
+  rows: Rows
+  noisy: Noisy
+  keys: Array
+  counts: Float[Array, ""]
+
+
+@struct.dataclass
 class Blocks:
   """Hidden states and tokens of drafted blocks.
 
@@ -74,13 +90,13 @@ def init_lora(config: ModelConfig, rank: int, key: Array) -> Params:
 
 def prepare_drafter(
   plan: Plan, key: Array, rows: Rows, hard: Array
-) -> tuple[Any, Any]:
-  """Blocks to draft, a key per row; and how many blocks there are."""
+) -> DraftBatch:
+  """Cuts the rows into blocks to draft, and counts these."""
   noisy = _as_draft(corrupt(key, rows, plan.recipe, plan.canvas, hard), plan)
   draw = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), 2))
   used = _fold(noisy.masked, plan.canvas.block).any(-1).sum()
   counts = jnp.maximum(used, 1).astype(jnp.float32)
-  return (rows, noisy, draw(rows.example)), counts
+  return DraftBatch(rows, noisy, draw(rows.example), counts)
 
 
 def _as_draft(noisy: Noisy, plan: Plan) -> Noisy:
@@ -100,13 +116,12 @@ def make_loss(how: DrafterLoss):
   """The drafter's loss, for `step.make_step`."""
 
   def loss(
-    plan: Plan, params: Params, frozen: Params, part: Any
+    plan: Plan, params: Params, frozen: Params, part: DraftBatch
   ) -> tuple[Array, Metrics]:
-    (rows, noisy, keys), counts = part
-    blocks = drafted_blocks(plan, how, params, frozen, rows, noisy, keys)
+    blocks = drafted_blocks(plan, how, params, frozen, part)
     kernel = gathered_head(plan.stack, frozen)
     sums = block_sums(plan, how, kernel, blocks)
-    sums = {name: x / counts for name, x in sums.items()}
+    sums = {name: x / part.counts for name, x in sums.items()}
     return sums["distill"] + sums["cross_entropy"], sums
 
   return loss
@@ -117,11 +132,10 @@ def drafted_blocks(
   how: DrafterLoss,
   params: Params,
   frozen: Params,
-  rows: Rows,
-  noisy: Noisy,
-  keys: Array,
+  part: DraftBatch,
 ) -> Blocks:
   """Drafts every block with the LoRA, and verifies it without."""
+  rows, noisy, keys = part.rows, part.noisy, part.keys
   c, stack = plan.canvas.block, plan.stack
   frozen = lax.stop_gradient(frozen)
   on = jnp.ones_like(noisy.masked), jnp.zeros_like(rows.supervised)

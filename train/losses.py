@@ -82,7 +82,7 @@ def align(
   The only place that knows which position predicts which token.
   """
   shift = lambda x: jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], 1)
-  same = shift(rows.start + 1) == rows.start + 1  # 0 behind the last token.
+  same = shift(rows.begins + 1) == rows.begins + 1  # 0 behind the last token.
   following = shift(rows.tokens)
   scale = lambda t: jnp.where(hard[t], jnp.float32(hard_weight), 1.0)
   learned = same & shift(rows.supervised)
@@ -140,8 +140,8 @@ def joint_loss(
 
 def attended(rows: Rows, noisy: Noisy | None, block: int) -> Float[Array, ""]:
   """Keys that the queries of these rows see, summed over the queries."""
-  index = jnp.arange(rows.tokens.shape[1], dtype=rows.start.dtype)
-  seen = (index[None] - rows.start + 1).astype(jnp.float32).sum()
+  index = jnp.arange(rows.tokens.shape[1], dtype=rows.tokens.dtype)
+  seen = (index[None] - rows.begins + 1).astype(jnp.float32).sum()
   if noisy is None:
     return seen
   used = noisy.learned.reshape(-1, block).any(1).sum().astype(jnp.float32)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nemodiff_jax.nn import xla
 from nemodiff_jax.nn.model import Params
-from train.corruption import Canvas, Corruption, Rows, corrupt
-from train.losses import Joint, align, count, joint_loss
+from train.corruption import Canvas, Corruption, Noisy, Rows, corrupt
+from train.losses import Counts, Joint, Targets, align, count, joint_loss
 from train.mesh import constrain
 from train.stack import Stack
 
@@ -68,8 +68,35 @@ class Plan:
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
 
+class Batch(Protocol):
+  """What a loss needs of a batch: fields with rows in front, and counts.
+
+  Attributes:
+    counts: what the sums over rows are divided by, of the whole batch.
+  """
+
+  counts: Any
+
+
+@struct.dataclass
+class JointBatch:
+  """A batch of joint training.
+
+  Attributes:
+    rows: the texts.
+    noisy: their blocks; None: the causal branch alone is trained.
+    targets: of the clean half and of the noisy half.
+    counts: of the whole batch.
+  """
+
+  rows: Rows
+  noisy: Noisy | None
+  targets: tuple[Targets, Targets | None]
+  counts: Counts
+
+
+Prepare = Callable[[Plan, Array, Rows, Array], Batch]
 Loss = Callable[[Plan, Params, Params, Any], tuple[Array, Metrics]]
-Prepare = Callable[[Plan, Array, Rows, Array], tuple[Any, Any]]
 
 
 def init_state(
@@ -82,28 +109,27 @@ def init_state(
 
 def prepare_joint(
   plan: Plan, key: Array, rows: Rows, hard: Bool[Array, "V"]
-) -> tuple[Any, Any]:
-  """(what the loss needs of each row, what it needs of the whole batch)."""
+) -> JointBatch:
+  """Corrupts the rows, and aligns what is predicted."""
   noisy = None
   if plan.joint.diffusion_weight:
     noisy = corrupt(key, rows, plan.recipe, plan.canvas, hard)
   targets = align(rows, noisy, hard, plan.joint.hard_weight)
-  return (rows, noisy, targets), count(plan.joint, targets, noisy)
+  return JointBatch(rows, noisy, targets, count(plan.joint, targets, noisy))
 
 
 def loss_joint(
-  plan: Plan, params: Params, frozen: Params, part: Any
+  plan: Plan, params: Params, frozen: Params, part: JointBatch
 ) -> tuple[Array, Metrics]:
   """The joint loss of some of the rows."""
-  (rows, noisy, targets), counts = part
   return joint_loss(
     plan.stack,
     plan.joint,
     params,
-    rows,
-    noisy,
-    targets,
-    counts,
+    part.rows,
+    part.noisy,
+    part.targets,
+    part.counts,
     plan.canvas.block,
   )
 
@@ -136,10 +162,8 @@ def make_step(
     compiler_options=xla.TRAINING,
   )
   def step(state: TrainState, frozen: Params, rows: Rows, hard: Array):
-    per_row, shared = prepare(plan, plan.key(state.step), rows, hard)
-    grads, metrics = _gradients(
-      plan, loss, state.params, frozen, per_row, shared
-    )
+    batch = prepare(plan, plan.key(state.step), rows, hard)
+    grads, metrics = _gradients(plan, loss, state.params, frozen, batch)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -161,10 +185,12 @@ def make_step(
   return step
 
 
-def _gradients(plan, loss, params, frozen, per_row, shared):
+def _gradients(plan, loss, params, frozen, batch):
   """Gradient and sums of all rows, computed in `accumulate` microbatches."""
+  per_row = dataclasses.replace(batch, counts=None)
+  whole = lambda part: dataclasses.replace(part, counts=batch.counts)
   value = jax.value_and_grad(
-    lambda p, part: loss(plan, p, frozen, (part, shared)), has_aux=True
+    lambda p, part: loss(plan, p, frozen, whole(part)), has_aux=True
   )
 
   def one(part):

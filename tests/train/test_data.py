@@ -80,6 +80,23 @@ def test_documents_are_packed_whole_at_multiples_of_the_block(texts, start):
   assert max(packed) > 1
 
 
+def test_rows_that_are_not_packed_hold_one_document(texts, start):
+  """The rest of a row is EOS, not learned, and there are no starts."""
+  config = config_of(texts, pack=False)
+  found, _ = batches(config, start)
+  texts = {json.loads(line)["text"] for line in texts.read_text().splitlines()}
+  (eos, *_), rows = start.config.eos_ids, 0
+  for batch in found:
+    assert batch.keys() == {"tokens", "supervised", "filled"}
+    fields = (batch["tokens"], batch["supervised"], batch["filled"])
+    for tokens, learned, filled in zip(*fields, strict=True):
+      assert start.tokenizer.decode(tokens[: filled - 1].tolist()) in texts
+      assert (tokens[filled - 1 :] == eos).all() and tokens.size == 64
+      assert learned.nonzero()[0].tolist() == list(range(filled))
+      rows += 1
+  assert rows == 12
+
+
 def test_a_long_text_goes_on_in_the_next_piece(tmp_path, start):
   text = " ".join(str(i) for i in range(60))
   path = write_lines(tmp_path / "long.jsonl", [{"text": text}])

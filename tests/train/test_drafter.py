@@ -43,6 +43,14 @@ def lora(tiny):
   return {"lora": {"a": jnp.asarray(a), "b": jnp.asarray(b)}}
 
 
+@pytest.fixture(scope="module")
+def prepared(tiny, rows, plan):
+  """What the loss needs of the rows."""
+  hard = jnp.zeros(tiny.config.vocab_size, bool)
+  prepare = jax.jit(lambda key: drafter.prepare_drafter(plan, key, rows, hard))
+  return prepare(plan.key(jnp.int32(0)))
+
+
 def softmax(x):
   x = np.exp(x - x.max())
   return x / x.sum()
@@ -78,28 +86,21 @@ def test_slot_losses_are_those_of_the_definition(top):
 
 
 def test_blocks_are_drafted_with_the_lora_and_verified_without(
-  tiny, rows, plan, lora
+  tiny, rows, plan, lora, prepared
 ):
   """Drafts, acceptance and losses of greedy slots, block by block."""
   how = drafter.DrafterLoss(
     rank=RANK, alpha=ALPHA, top=10, sampled=0.0, blocks=3
   )
   base = stack_layers(tiny.params, tiny.config.num_layers)
-  hard = jnp.zeros(tiny.config.vocab_size, bool)
+  noisy, counts = prepared.noisy, prepared.counts
 
   @jax.jit
   def run(lora):
-    part = drafter.prepare_drafter(plan, plan.key(jnp.int32(0)), rows, hard)
-    (_, noisy, keys), counts = part
-    blocks = drafter.drafted_blocks(plan, how, lora, base, rows, noisy, keys)
-    return (
-      noisy,
-      blocks.tokens,
-      drafter.make_loss(how)(plan, lora, base, part),
-      counts,
-    )
+    blocks = drafter.drafted_blocks(plan, how, lora, base, prepared)
+    return blocks.tokens, drafter.make_loss(how)(plan, lora, base, prepared)
 
-  noisy, tokens, (loss, sums), counts = run(lora)
+  tokens, (loss, sums) = run(lora)
   tokens = np.asarray(tokens).reshape(3, LENGTH)
   said = noisy.replace(tokens=jnp.asarray(tokens))
   with_lora = {"lora": (tiny.lora, ALPHA / RANK)}
@@ -138,13 +139,9 @@ def test_blocks_are_drafted_with_the_lora_and_verified_without(
   np.testing.assert_allclose(loss * used, distill + cross, rtol=1e-4)
 
 
-def test_a_draft_sees_nothing_beyond_its_first_slot(tiny, rows, plan):
+def test_a_draft_sees_nothing_beyond_its_first_slot(rows, plan, prepared):
   """From the first learned slot on, all is masked, as in decoding."""
-  hard = jnp.zeros(tiny.config.vocab_size, bool)
-  part, counts = drafter.prepare_drafter(
-    plan, plan.key(jnp.int32(0)), rows, hard
-  )
-  _, noisy, _ = part
+  noisy, counts = prepared.noisy, prepared.counts
   used, beyond = 0, 0
   for row in range(3):
     learned, start = (np.asarray(x[row]) for x in (rows.supervised, rows.start))

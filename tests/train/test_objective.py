@@ -8,6 +8,7 @@ import pytest
 from nemodiff_jax.nn.model import Transformer, head
 from tests.train import dense
 from tests.train.conftest import BLOCK, LENGTH
+from train import doubled
 from train.corruption import Canvas, Corruption, Rows
 from train.doubled import clean_pass
 from train.losses import Joint, token_losses
@@ -40,15 +41,14 @@ def prepared(plan, rows, step=0, heavy=()):
 
 
 def corrupted(plan, rows, step=0):
-  return prepared(plan, rows, step)[0][1]
+  return prepared(plan, rows, step).noisy
 
 
 def loss_and_grads(plan, params, rows):
-  per_row, counts = prepared(plan, rows)
-  grads, sums = jax.jit(
-    lambda p, r: _gradients(plan, loss_joint, p, {}, r, counts)
-  )(params, per_row)
-  return sums, grads, per_row[1]
+  batch = prepared(plan, rows)
+  run = jax.jit(lambda p, b: _gradients(plan, loss_joint, p, {}, b))
+  grads, sums = run(params, batch)
+  return sums, grads, batch.noisy
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,27 @@ def test_gradient_is_that_of_a_dense_mask_in_float64(tiny, rows, joint_run):
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_rows_of_one_document_need_no_starts(tiny, rows, monkeypatch):
+  """Attention gets none, so that kernels without them serve; same loss."""
+  alone = rows.replace(start=None)
+  plan, given = plan_of(tiny), []
+  attend = doubled.range_attention
+
+  def noted(*args, k_start):
+    given.append(k_start)
+    return attend(*args, k_start=k_start)
+
+  monkeypatch.setattr(doubled, "range_attention", noted)
+  part = prepared(plan, alone)
+  loss, _ = jax.jit(lambda p, x: loss_joint(plan, p, {}, x))(
+    stacked(tiny), part
+  )
+  assert given and all(x is None for x in given)
+  whole = rows.replace(start=jnp.zeros_like(rows.start))
+  expected = dense.joint(tiny.config, tiny.params, whole, part.noisy, BLOCK)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("count", ["masked", "joint"])
 def test_other_counts_divide_by_what_they_name(tiny, rows, joint_run, count):
   _, _, noisy = joint_run
@@ -106,7 +127,7 @@ def test_hard_tokens_weigh_alike_in_both_losses(tiny, rows, count):
   loss, _ = jax.jit(lambda p, x: loss_joint(plan, p, {}, x))(
     stacked(tiny), part
   )
-  args = tiny.config, tiny.params, rows, part[0][1], BLOCK
+  args = tiny.config, tiny.params, rows, part.noisy, BLOCK
   expected = dense.joint(*args, count=count, heavy=heavy)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 

@@ -16,7 +16,15 @@ from absl import flags
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import open_checkpoint
-from tests.train.runs import ROOT, command, environment, lines, run, toy
+from tests.train.runs import (
+  ROOT,
+  command,
+  environment,
+  lines,
+  quick_step,
+  run,
+  toy,
+)
 from train import checkpoints, data, loop, mesh, record, settings, watch
 from train.configs import ar_to_diffusion_8b
 from train.signals import Stopped
@@ -82,8 +90,11 @@ def test_a_run_goes_on_with_other_machines(whole, tmp_path, monkeypatch):
   assert again[0]["step"] == 4 and again[0]["config"]["accumulate"] == 2
 
 
-def test_a_plateau_is_prolonged_or_its_decay_begun(whole, tmp_path):
+def test_a_plateau_is_prolonged_or_its_decay_begun(
+  whole, tmp_path, monkeypatch
+):
   """At step 4 of 6 the decay has begun; 12 steps have a plateau there."""
+  monkeypatch.setattr(loop, "make_step", quick_step)
   workdir = stopped_at_4(whole, tmp_path)
   loop.train(toy(data__shards=2, steps=12, optimizer__decay=0.5), workdir)
   rates = [x["lr"] for x in lines(workdir)]
@@ -336,39 +347,44 @@ rss = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 def peak():
   text = open("/proc/self/status").read()
   return int(text.split("VmHWM:")[1].split()[0]) * 1024
-folder = checkpoints.Checkpoints(Path(sys.argv[1]), tiny.get_config().checkpoint)
 make = lambda n, s: {"p": [jnp.ones((s, s), jnp.float32)] * n}
 state = lambda n, s: step.init_state(optax.adam(1e-3), make(n, s))
 one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
-n, s = (1, 8) if sys.argv[2] == "small" else (32, 1024)
-if sys.argv[3] == "save":
-  folder.save(1, state(n, s), {0: {}}, {})
-  folder.wait()
+sizes = {"small": (1, 8), "large": (32, 1024)}
+def open_folder(name):
+  path = Path(sys.argv[1]) / name
+  return checkpoints.Checkpoints(path, tiny.get_config().checkpoint)
+if sys.argv[2] == "save":
+  for name, size in sizes.items():
+    folder = open_folder(name)
+    folder.save(1, state(*size), {0: {}}, {})
+    folder.wait()
+    folder.close()
 else:
-  shapes = jax.tree.map(shaped, jax.eval_shape(lambda: state(n, s)))
+  folder, size = open_folder(sys.argv[2]), sizes[sys.argv[2]]
+  shapes = jax.tree.map(shaped, jax.eval_shape(lambda: state(*size)))
   before = rss()
   found = folder.restore(shapes)
   jax.block_until_ready(found)
   size = sum(x.nbytes for x in jax.tree.leaves(found))
   print(json.dumps({"before": before, "peak": peak(), "size": size}))
-folder.close()
+  folder.close()
 """
 
 
 def test_restoring_takes_the_state_and_little_more(tmp_path):
   """Of 384 MiB; what libraries take is seen with a state of some bytes."""
 
-  def go(size, way):
+  def go(way):
     one = {"JAX_NUM_CPU_DEVICES": "1", "MALLOC_ARENA_MAX": "1"}
-    arguments = [sys.executable, "-c", _MEMORY, str(tmp_path / size), size, way]
+    arguments = [sys.executable, "-c", _MEMORY, str(tmp_path), way]
     done = run(arguments, PYTHONPATH=str(ROOT), **one)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  for size in ("small", "large"):
-    go(size, "save")
-  small, large = (json.loads(go(s, "restore")) for s in ("small", "large"))
+  go("save")
+  small, large = (json.loads(go(size)) for size in ("small", "large"))
   libraries = small["peak"] - small["before"]
   taken = large["peak"] - large["before"] - libraries
   assert large["size"] > 350 << 20

@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,11 +16,20 @@ import pytest
 from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from tests import helpers
-from tests.train.runs import ROOT, command, environment, lines, run, toy
-from train import loop, settings
+from tests.train.runs import (
+  ROOT,
+  command,
+  environment,
+  lines,
+  run,
+  run_all,
+  toy,
+)
+from train import evaluate, loop, settings
 from train.configs import ar, ar_to_diffusion_8b, base, drafter, sft, tiny
 
 MODES = {"eval.modes": ("ar", "linear_spec")}
+ASKED = {"eval.every": 6, "eval.questions": 1, "eval.max_new_tokens": 8}
 
 
 def same(a, b) -> None:
@@ -35,8 +43,7 @@ def whole(tmp_path_factory):
   """An undisturbed run: its workdir, its last state, and its export."""
   workdir = tmp_path_factory.mktemp("whole")
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    asked = {"every": 6, "questions": 1, "max_new_tokens": 8}
-    config = toy(**{f"eval.{k}": v for k, v in asked.items()}, **MODES)
+    config = toy(**ASKED, **MODES)
     state = loop.train(config, workdir, None, workdir / "export")
   return workdir, state
 
@@ -64,12 +71,19 @@ def test_a_run_writes_what_it_did(whole):
 
 def test_the_export_decodes(whole):
   model = api.load(str(whole[0] / "export"))
-  prompt = [{"role": "user", "content": "What is 1 + 2?"}]
-  one, two = (
-    api.generate(model, prompt, mode=mode, max_new_tokens=8)[0].token_ids
-    for mode in ("ar", "linear_spec")
+  asked = evaluate.load_questions(toy(**ASKED).eval)  # What the run decoded.
+  ar, spec = (
+    api.generate(
+      model,
+      [q.prompt for q in asked],
+      mode=mode,
+      max_new_tokens=ASKED["eval.max_new_tokens"],
+      batch_size=len(asked),
+    )
+    for mode in MODES["eval.modes"]
   )
-  assert one == two
+  assert len(ar) == 3 and ar[0].token_ids
+  assert [x.token_ids for x in ar] == [x.token_ids for x in spec]
 
 
 def stopped_at_4(whole, tmp_path) -> Path:
@@ -195,27 +209,32 @@ def test_an_unknown_key_is_answered_with_the_nearest():
     settings.check(config)
 
 
-def test_flags_may_be_given_without_equals_signs(tmp_path):
-  given = "--config train/configs/tiny.py --config.steps 0 --workdir".split()
-  done = run([sys.executable, "-m", "train.main", *given, str(tmp_path)])
-  assert done.stderr == (
-    "error: config.steps should be a whole number of at least 1, got 0.\n"
-  )
+FLAGS = {
+  "--config train/configs/tiny.py --config.steps 0":
+    "config.steps should be a whole number of at least 1, got 0.",
+  "--config=train/configs/tiny.py:other --config.seed=1":
+    "stage should be joint or drafter, got 'other'",
+  "--config=train/configs/none.py --config.seed=1":
+    "--config should be a file like train/configs/tiny.py",
+  "--config=train/configs/tiny.py --config.steps=many":
+    "--config.steps=many: invalid literal",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-  "config, change, why",
-  [
-    ("tiny.py:other", "seed=1", "stage should be joint or drafter, got 'other'"),
-    ("none.py", "seed=1", "--config should be a file like train/configs/tiny.py"),
-    ("tiny.py", "steps=many", "--config.steps=many: invalid literal"),
-  ],
-)  # fmt: skip
-def test_flags_that_cannot_be_are_told_in_one_line(config, change, why):
-  given = ["--workdir=unused", f"--config=train/configs/{config}"]
-  done = run([sys.executable, "-m", "train.main", *given, f"--config.{change}"])
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+  """What the command says to FLAGS."""
+  where = f"--workdir {tmp_path_factory.mktemp('refused')}"
+  commands = [[*given.split(), *where.split()] for given in FLAGS]
+  return dict(zip(FLAGS, run_all(commands), strict=True))
+
+
+@pytest.mark.parametrize("given", FLAGS)
+def test_flags_that_cannot_be_are_told_in_one_line(refused, given):
+  """With equals signs and without."""
+  done = refused[given]
   assert done.returncode == 2
-  assert done.stderr.startswith("error: ") and why in done.stderr
+  assert done.stderr.startswith("error: ") and FLAGS[given] in done.stderr
   assert done.stderr.count("\n") == 1
 
 

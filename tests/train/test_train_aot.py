@@ -1,5 +1,6 @@
 """Training steps of the released sizes, compiled for H200s: memory, traffic."""
 
+import dataclasses
 import functools
 import math
 
@@ -74,3 +75,11 @@ def test_aot_of_the_guard_against_bad_steps(ordinary):
   parameters = memory.argument_size_in_bytes / 3
   assert memory.temp_size_in_bytes < 1.2 * parameters
   assert memory.alias_size_in_bytes > 0.99 * 3 * parameters
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_aot_of_rows_that_are_one_document(packed):
+  """Without starts of documents the forward pass runs in our kernel."""
+  config = dataclasses.replace(preset("8b"), num_layers=2)
+  text = gradient(Job(config, (1, 1, 1), 1, packed=packed)).as_text()
+  assert ("mosaic_gpu" in text) is not packed

@@ -146,6 +146,9 @@ def get_config() -> ConfigDict:
   # Streams the data is cut into: a multiple of the processes; divides
   # batch_size. At a resume any divisor: the run keeps its streams.
   c.data.shards = 64
+  # Whether documents share rows. If not, a row is one document and the rest of
+  # it fill; attention then needs no starts of documents.
+  c.data.pack = True
   # Rows that are packed at a time.
   c.data.bins = 64
   # Whether the order is drawn from the seed, anew in every epoch.
