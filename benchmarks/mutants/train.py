@@ -145,7 +145,7 @@ MUTATIONS: tuple[Mutation, ...] = (
   ),
   _break(
     "attention of rows, not of documents", "losses",
-    "(index[None] - rows.start + 1)", "(index[None] + 0 * rows.start + 1)",
+    "(index[None] - rows.begins + 1)", "(index[None] + 0 * rows.begins + 1)",
     _FLOPS,
   ),
   _break(
