@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nemodiff_jax import api
+from train import evaluate
 from train.configs import tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,9 +86,10 @@ for given in json.load(sys.stdin):
   read, write = os.pipe()
   if not (child := os.fork()):
     os.dup2(write, 2)
+    sys.argv[1:] = given  # Read once more for the keys of a configuration.
     status = 0
     try:
-      app.run(main.main, ["train.main", *given], flags_parser=main.parse)
+      app.run(main.main, flags_parser=main.parse)
     except SystemExit as e:
       status = e.code
     os._exit(status)
@@ -110,6 +113,19 @@ def run_all(commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
     subprocess.CompletedProcess(given, status, "", said)
     for given, (status, said) in zip(commands, found, strict=True)
   ]
+
+
+def export_decodes(folder: Path, config) -> api.Model:
+  """The model of an export; its evaluated modes say the same, losslessly."""
+  model = api.load(str(folder))
+  asked = [q.prompt for q in evaluate.load_questions(config.eval)]
+  how = {"max_new_tokens": config.eval.max_new_tokens, "batch_size": len(asked)}
+  ar, spec = (
+    [x.token_ids for x in api.generate(model, asked, mode=mode, **how)]
+    for mode in ("ar", "linear_spec")
+  )
+  assert len(ar) == len(asked) and ar[0] and ar == spec
+  return model
 
 
 def quick_step(*_):

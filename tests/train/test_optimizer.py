@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 
 from train.configs import base
 from train.optimizer import make_optimizer, schedule
@@ -141,13 +142,21 @@ def test_the_first_step_learns_and_the_last_has_the_final_rate(
   np.testing.assert_allclose(found, rates, rtol=1e-6)
 
 
+@struct.dataclass
+class ToyBatch:
+  """Rows, and what their loss is multiplied by."""
+
+  rows: jax.Array
+  counts: jax.Array
+
+
 def toy_step(optimizer):
   """A step that lowers sum(w * hard): a hard token of nan makes it bad."""
   stack = types.SimpleNamespace(mesh=None)
   plan = types.SimpleNamespace(key=lambda s: s, accumulate=1, stack=stack)
-  prepare = lambda plan, key, rows, hard: (rows, hard)
+  prepare = lambda plan, key, rows, hard: ToyBatch(rows, hard)
   loss = lambda plan, params, frozen, part: (
-    (params["w"] * part[1]).sum() * part[0].sum(),
+    (params["w"] * part.counts).sum() * part.rows.sum(),
     {},
   )
   return make_step(plan, optimizer, prepare, loss)

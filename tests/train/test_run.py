@@ -13,19 +13,19 @@ import jax
 import numpy as np
 import pytest
 
-from nemodiff_jax import api
 from nemodiff_jax.errors import UserError
 from tests import helpers
 from tests.train.runs import (
   ROOT,
   command,
   environment,
+  export_decodes,
   lines,
   run,
   run_all,
   toy,
 )
-from train import evaluate, loop, settings
+from train import loop, settings
 from train.configs import ar, ar_to_diffusion_8b, base, drafter, sft, tiny
 
 MODES = {"eval.modes": ("ar", "linear_spec")}
@@ -70,20 +70,7 @@ def test_a_run_writes_what_it_did(whole):
 
 
 def test_the_export_decodes(whole):
-  model = api.load(str(whole[0] / "export"))
-  asked = evaluate.load_questions(toy(**ASKED).eval)  # What the run decoded.
-  ar, spec = (
-    api.generate(
-      model,
-      [q.prompt for q in asked],
-      mode=mode,
-      max_new_tokens=ASKED["eval.max_new_tokens"],
-      batch_size=len(asked),
-    )
-    for mode in MODES["eval.modes"]
-  )
-  assert len(ar) == 3 and ar[0].token_ids
-  assert [x.token_ids for x in ar] == [x.token_ids for x in spec]
+  export_decodes(whole[0] / "export", toy(**ASKED, **MODES))
 
 
 def stopped_at_4(whole, tmp_path) -> Path:
