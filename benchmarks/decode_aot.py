@@ -90,7 +90,7 @@ class Compiled:
 def compiled(chip: str, program: Program) -> Compiled:
   """Compiles a loop and reads what came of it."""
   start = time.perf_counter()
-  state = jax.eval_shape(program.state)
+  state, log = jax.eval_shape(program.begun)
   with tempfile.TemporaryDirectory() as folder:
     done = aot.compile_for(
       chip,
@@ -98,6 +98,7 @@ def compiled(chip: str, program: Program) -> Compiled:
       program.decoder,
       program.weights(),
       state,
+      log,
       compiler_options={"xla_dump_to": folder},
     )
     seconds = time.perf_counter() - start

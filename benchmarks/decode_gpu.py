@@ -29,7 +29,8 @@ from jax import lax
 from benchmarks.decode_aot import CHIPS, compiled, in_own_process
 from benchmarks.programs import Program, on_device, weight_bytes
 from nemodiff_jax.decode import driver
-from nemodiff_jax.decode.state import Picked, Weights, block_pass
+from nemodiff_jax.decode.passes import block_pass
+from nemodiff_jax.decode.state import Picked, Weights
 from nemodiff_jax.evaluate import measure
 from nemodiff_jax.nn.config import ModelConfig, preset
 from nemodiff_jax.nn.model import count_params, head
@@ -59,7 +60,7 @@ def pass_seconds(program: Program, weights: Weights) -> float:
     return lax.fori_loop(0, PASSES, one, state)
 
   plain = dataclasses.replace(weights, lora=None)
-  state = [jax.jit(program.state)()]
+  state = [jax.jit(program.begun)()[0]]
 
   def again():
     state[0] = run(plain, state[0])
@@ -70,13 +71,14 @@ def pass_seconds(program: Program, weights: Weights) -> float:
 
 def loop_seconds(program: Program, weights: Weights) -> float:
   """Time per pass of the mode's compiled loop."""
-  make = jax.jit(program.state)
+  make = jax.jit(program.begun)
   taken = []
   for _ in range(3):  # The first compiles.
-    state = jax.block_until_ready(make())
-    before = int(state.nfe[0])
+    begun = jax.block_until_ready(make())
+    before = int(begun[0].nfe[0])
     start = time.perf_counter()
-    done = jax.block_until_ready(driver.run(program.decoder, weights, state))
+    done = driver.run(program.decoder, weights, *begun)
+    done, _ = jax.block_until_ready(done)
     spent = time.perf_counter() - start
     taken.append(spent / (int(done.nfe.max()) - before))
   return min(taken)

@@ -23,6 +23,7 @@ from nemodiff_jax.api import Model, generate_rows
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.decode.generate import start
+from nemodiff_jax.decode.log import fold, new_log
 from train import arithmetic
 from train.configs import tiny
 from train.corruption import Rows
@@ -154,12 +155,13 @@ def timed(model: Model, prompt: list[int], mode: str, how: dict):
   """Seconds of the prefill and of the compiled loop, batch 1."""
   config = decode_config(model.config, mode, **how)
   row, begun = RowSettings(max_new_tokens=112), time.perf_counter()
-  decoder, weights, state = start(
+  decoder, state, emitted = start(
     model.module, model.weights, config, [prompt], [row]
   )
-  jax.block_until_ready(state)
+  log = new_log(decoder, 1, state.capacity)
+  begun = jax.block_until_ready((state, fold(log, state, emitted)))
   ready = time.perf_counter()
-  jax.block_until_ready(driver.run(decoder, weights, state))
+  jax.block_until_ready(driver.run(decoder, model.weights, *begun))
   return ready - begun, time.perf_counter() - ready
 
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.config import RowSettings, decode_config
-from nemodiff_jax.decode.prefill import MODE
+from nemodiff_jax.decode.log import Log, new_log
+from nemodiff_jax.decode.modes import MODES
+from nemodiff_jax.decode.passes import fresh_block
 from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -17,7 +19,7 @@ from nemodiff_jax.decode.state import (
   Weights,
   new_state,
 )
-from nemodiff_jax.nn.cache import init_cache
+from nemodiff_jax.nn.cache import init_cache, own_pages
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Transformer, abstract_params
@@ -27,7 +29,7 @@ DRAFTER_RANK = 128
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One decode loop; `driver.run(decoder, weights, state)` is what runs.
+  """One decode loop; `driver.run(decoder, weights, *begun)` is what runs.
 
   Attributes:
     model: architecture.
@@ -61,22 +63,26 @@ class Program:
     """The static part."""
     return Decoder(
       module=Transformer(self.model, jnp.bfloat16),
-      mode=self.mode,
-      block=1 if self.mode == "ar" else self.config.block_length,
+      mode=MODES[self.mode],
+      block=self.config.slots,
       attention=self.attention,
     )
 
-  def state(self) -> DecodeState:
+  def begun(self) -> tuple[DecodeState, Log]:
     """Rows that have read `context` tokens, with a cache of zeros."""
     decoder, model = self.decoder, self.model
     settings = RowSettings(max_new_tokens=self.new, ignore_eos=True)
     rows = make_rows(model, self.config, [settings] * self.batch)
-    cache = init_cache(model, self.batch, self.capacity, jnp.bfloat16)
+    table = own_pages(self.batch, self.capacity)
+    cache = init_cache(model, table.size, jnp.bfloat16)
     lengths = jnp.full((self.batch,), self.context, jnp.int32)
-    state = new_state(decoder, cache, rows, lengths)
-    slots = decoder.block if self.mode == "quadratic_spec" else 1
-    first = Picked(jnp.ones((self.batch, slots), jnp.int32))
-    return MODE[self.mode].begin(decoder, state, first)
+    state = new_state(decoder, cache, table, rows, lengths)
+    block = Picked(jnp.ones((self.batch, decoder.block), jnp.int32))
+    if decoder.mode.reveals:
+      block = fresh_block(decoder, block.part(slice(1)))
+    masked = jnp.full_like(lengths, decoder.block - 1)
+    state = dataclasses.replace(state, block=block, masked=masked)
+    return state, new_log(decoder, self.batch, self.capacity)
 
   def weights(self) -> Weights:
     """Shapes of the parameters, and of the drafter for linear_spec."""

@@ -28,7 +28,7 @@ from nemodiff_jax.api import Model
 from nemodiff_jax.decode.config import RowSettings
 from nemodiff_jax.decode.memory import param_bytes
 from nemodiff_jax.nn.attention import CachedPass
-from nemodiff_jax.nn.cache import init_cache
+from nemodiff_jax.nn.cache import init_cache, own_pages
 from nemodiff_jax.nn.model import cached_pass, head
 from train import arithmetic
 
@@ -71,8 +71,9 @@ def logits_of(model: Model, ids: list[int], width: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(module, params, tokens):
   positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-  where = CachedPass(positions, positions, positions + 1)
-  cache = init_cache(module.config, 1, tokens.shape[1], module.dtype)
+  table = own_pages(1, tokens.shape[1])
+  where = CachedPass(positions, positions, positions + 1, table)
+  cache = init_cache(module.config, table.size, module.dtype)
   hidden, _ = cached_pass(module, params, tokens, where, cache)
   return head(module, params, hidden[0])
 

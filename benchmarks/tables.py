@@ -58,7 +58,7 @@ def peak(config: ModelConfig, mode: str, scheme: str, devices: int) -> int:
 
 
 def arguments(config: ModelConfig, mode: str, scheme: str, mesh: Mesh | None):
-  """Decoder, weights and state of one row with a cache of 4k positions."""
+  """Decoder, weights, state and log of one row with a cache of 4k positions."""
   return abstract_decode(
     Transformer(config, DTYPE, mesh),
     decode_config(config, mode),

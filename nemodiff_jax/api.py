@@ -315,12 +315,8 @@ def check_batch(
   prompts: Sequence[Sequence[int]],
   settings: Sequence[RowSettings],
   batch_size: int,
-  held: int = 0,
 ) -> None:
-  """Raises a UserError if a batch cannot fit beside the parameters.
-
-  `held` bytes of a kept cache are given back when it starts.
-  """
+  """Raises a UserError if a batch cannot fit beside the parameters."""
   longest = max(map(len, prompts))
   most = max(s.max_new_tokens for s in settings)
   module = model.module
@@ -333,7 +329,6 @@ def check_batch(
     most,
     settings=settings,
     loaded=True,
-    held=held,
     scheme=scheme_of(model.weights.params),
     devices=module.mesh.size if module.mesh else 1,
   )

@@ -12,7 +12,7 @@ from nemodiff_jax.api import (
   split_settings,
 )
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.generate import Kept, Moment, stream_ids
+from nemodiff_jax.decode.generate import Step, stream_ids
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import Prompt, finish_row
 
@@ -48,9 +48,8 @@ def watch(
   row: RowSettings,
   *,
   traced: bool = False,
-  kept: Kept | None = None,
-) -> Iterator[Moment | str | DecodeOutput]:
-  """Every moment of one checked prompt, new text after it, and the output.
+) -> Iterator[Step | str | DecodeOutput]:
+  """Every step of one checked prompt, new text after it, and the output.
 
   Args:
     model: from `load`; it needs a tokenizer.
@@ -58,14 +57,12 @@ def watch(
     prompt: checked ids.
     row: settings, from `prompts.finish_row`.
     traced: keep what each pass proposed.
-    kept: cache of a conversation, to go on from and to leave for the next.
   """
   if model.tokenizer is None:
     raise UserError("a stream of text needs a tokenizer; there is none.")
-  held = 0 if kept is None else kept.bytes
-  check_batch(model, config, [prompt], [row], 1, held)
-  shown, moment = "", None
-  for moment in stream_ids(
+  check_batch(model, config, [prompt], [row], 1)
+  shown, step = "", None
+  for step in stream_ids(
     model.module,
     model.weights,
     config,
@@ -74,15 +71,12 @@ def watch(
     attention=model.attention,
     tokenizer=model.tokenizer,
     traced=traced,
-    kept=kept,
   ):
-    if kept is not None:
-      kept.keep(prompt, moment)
-    text = moment.results()[0].text or ""
-    yield moment
+    text = step.results()[0].text or ""
+    yield step
     if text != shown:
       yield text[len(shown) :]
       shown = text
-  if moment is not None:
-    done = moment.results()[0]
+  if step is not None:
+    done = step.results()[0]
     yield make_output(model.tokenizer, config.mode, len(prompt), done)

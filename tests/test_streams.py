@@ -53,15 +53,15 @@ def test_what_is_held_back_is_let_go_when_the_row_ends(model):
     assert texts == {done.text}
 
 
-def test_reading_a_moment_changes_nothing(model):
+def test_reading_a_step_changes_nothing(model):
   row = RowSettings(max_new_tokens=9, ignore_eos=True, stop=("never",))
   config = decode_config(model.config, "ar")
-  for moment in stream_ids(
+  for step in stream_ids(
     model.module, model.weights, config, [PROMPT], [row],
     tokenizer=model.tokenizer,
   ):  # fmt: skip
-    first = moment.results()
-    assert moment.results() == first == moment.results()
+    first = step.results()
+    assert step.results() == first == step.results()
 
 
 def test_a_stop_string_that_is_a_special_token_ends_the_text(model):

@@ -26,9 +26,8 @@ DECODING = (
     "memory capacity_is",
   ),
   _decode(
-    "ar has room for drafts", "rows.py",
-    'return 1 if config.mode == "ar" else config.block_length',
-    "return config.block_length", "memory costs_ar_nothing",
+    "ar has room for drafts", "ar.py",
+    "  uses_blocks=False,\n", "", "memory costs_ar_nothing",
   ),
   _decode(
     "weak phase in linear_spec", "linear_spec.py",
@@ -41,8 +40,8 @@ DECODING = (
   ),
   _decode(
     "quadratic_spec takes the block size", "config.py",
-    "QUADRATIC_BLOCK if quadratic else model.block_size",
-    "model.block_size", "limits defaults_of_a_run",
+    "block_length = own or model.block_size",
+    "block_length = model.block_size", "limits defaults_of_a_run",
   ),
   _decode(
     "no draft_threshold", "config.py",
@@ -90,8 +89,9 @@ DECODING = (
   ),
   _decode(
     "confidence without the mask", "sampling.py",
-    "return _with_logprobs(decoder, kept, token), confidence(logits, token)",
-    "return _with_logprobs(decoder, kept, token), confidence(kept, token)",
+    "return picked, confidence(logits, picked.token)",
+    "return picked, confidence(logits.at[..., decoder.mask_id].set(-jnp.inf),"
+    " picked.token)",
     "modes diffusion_matches_twin",
   ),
   _decode(
@@ -119,8 +119,8 @@ DECODING = (
   ),
   _decode(
     "tokens behind the output are thoughts", "emit.py",
-    "(ended & (slot < state.count[:, None])).any(1)", "ended.any(1)",
-    "thinking behind_the_output",
+    "(ends_thought & (slot < kept[:, None])).any(1)", "ends_thought.any(1)",
+    "rules behind_the_output",
   ),
   _decode(
     "closed thinking is never opened again", "rows.py",
@@ -139,13 +139,8 @@ DECODING = (
     "programs alone",
   ),
   _decode(
-    "a kept cache grows in front", "generate.py",
-    "room = ((0, 0), (0, more), (0, 0), (0, 0))",
-    "room = ((0, 0), (more, 0), (0, 0), (0, 0))", "programs grows",
-  ),
-  _decode(
     "memory counts one copy of the logits", "memory.py",
-    'copies = 1 if config.mode == "ar" else 2', "copies = 1",
+    "copies = 2 if mode.masked else 1", "copies = 1",
     "memory what_is_compiled",
   ),
   _decode(

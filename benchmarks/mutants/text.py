@@ -158,8 +158,8 @@ MUTATIONS = (
     "return self._find_stop(new.rstrip(_BROKEN))", "return False", STREAM,
   ),
   _break(
-    "a row that ends keeps text back", "decode/driver.py",
-    "      stream.close()\n", "      pass\n", STREAMS + " held",
+    "a row that ends keeps text back", "decode/results.py",
+    "self.stream.close()\n", "pass\n", STREAMS + " held",
   ),
   _break(
     "stop strings stay beside their ids", "prompts.py",

@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from nemodiff_jax import api, streams
+from nemodiff_jax import api
 from nemodiff_jax.decode.config import (
   MODES,
   DecodeConfig,
   RowSettings,
   check_prompt,
 )
-from nemodiff_jax.decode.generate import Kept
+from nemodiff_jax.engines import open_engine
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.jsonl import is_text
 from nemodiff_jax.prompts import encode_prompt
+from nemodiff_jax.serve.engine import Engine, Generation
 
 HELP = (
   f"/mode NAME   one of {', '.join(MODES)}\n"
@@ -57,8 +58,10 @@ class Chat:
     max_length: limit on positions, if one is set.
     variables: for the chat template.
     messages: what was said.
-    kept: the cache between replies.
+    engine: decodes the replies, and keeps whole pages between them; None
+      until the first one, and after a change of mode.
     interrupt: the handler of Ctrl-C.
+    said: the last reply, as far as it came.
   """
 
   model: api.Model
@@ -68,8 +71,9 @@ class Chat:
   max_length: int | None = None
   variables: dict[str, Any] = dataclasses.field(default_factory=dict)
   messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
-  kept: Kept = dataclasses.field(default_factory=Kept)
+  engine: Engine | None = None
   interrupt: Interrupt = dataclasses.field(default_factory=Interrupt)
+  said: str = ""
 
   def command(self, line: str) -> bool:
     """Obeys a line that begins with '/'; False: leave.
@@ -85,6 +89,7 @@ class Chat:
       print("[forgotten]")
     elif name == "/mode":
       self.config = self.configure(argument.strip())
+      self.engine = None
       print(f"[{self.config.mode}, block {self.config.block_length}]")
     elif name == "/help":
       print(HELP)
@@ -107,25 +112,41 @@ class Chat:
       model.tokenizer, model.template, messages, **self.variables
     )
     prompt = check_prompt(ids, self.row, model.config, self.max_length)
-    said, figures = "", "stopped"
     self.interrupt.replying = True
+    made = None
     try:
-      for item in streams.watch(
-        model, self.config, prompt, self.row, kept=self.kept
-      ):
-        if self.interrupt.asked:
-          break
-        if isinstance(item, str):
-          said += item
-          print(item, end="", flush=True)
-        elif isinstance(item, api.DecodeOutput):
-          figures = (
-            f"{item.mode}: {item.completion_tokens} tokens in {item.nfe}"
-            f" passes, {self.kept.reused} of {len(prompt)} prompt tokens kept"
-          )
+      made = self._decode(prompt)
     except KeyboardInterrupt:
-      pass
+      self.engine = None  # A visit was broken off: what it holds is unknown.
     finally:
       self.interrupt.replying = self.interrupt.asked = False
-    print(f"\n[{figures}]")
-    self.messages = [*messages, {"role": "assistant", "content": said}]
+    print(f"\n[{self._figures(made)}]")
+    reply = {"role": "assistant", "content": self.said}
+    self.messages = [*messages, reply]
+
+  def _decode(self, prompt: list[int]) -> Generation | None:
+    """Prints a reply as it comes; None: it was stopped."""
+    self.said = ""
+    if self.engine is None:
+      self.engine = open_engine(
+        self.model, self.config, rows=1, max_length=self.max_length
+      )
+    engine = self.engine
+    made = engine.submit(prompt, self.row, stream=True)
+    while not made.ended:
+      if self.interrupt.asked:
+        engine.cancel(made)
+        return None
+      for event in engine.step():
+        self.said += event.text
+        print(event.text, end="", flush=True)
+    return made
+
+  def _figures(self, made: Generation | None) -> str:
+    if made is None:
+      return "stopped"
+    output, request = made.output, made.request
+    return (
+      f"{self.config.mode}: {len(output.token_ids)} tokens in {output.nfe}"
+      f" passes, {request.reused} of {len(request.prompt)} prompt tokens reused"
+    )

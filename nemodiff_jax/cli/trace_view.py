@@ -9,7 +9,7 @@ from typing import Any
 
 from nemodiff_jax import api, streams
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.generate import Moment
+from nemodiff_jax.decode.generate import Step
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.jsonl import dump_line
@@ -41,9 +41,9 @@ def show(
   """
   outputs: list[api.DecodeOutput] = []
 
-  def moments() -> Iterator[Moment]:
+  def steps() -> Iterator[Step]:
     for item in streams.watch(model, config, prompt, row, traced=True):
-      if isinstance(item, Moment):
+      if isinstance(item, Step):
         yield item
       elif isinstance(item, api.DecodeOutput):
         outputs.append(item)
@@ -52,7 +52,7 @@ def show(
     raise UserError(
       f"trace should be '-' or end in .json or .html, got {path!r}."
     )
-  entries = trace_passes(moments())
+  entries = trace_passes(steps())
   if path == "-":
     _live(model, entries)
     return outputs[0]

@@ -9,13 +9,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.log import Log, new_log
 from nemodiff_jax.decode.rows import (
   cache_capacity,
   make_decoder,
   make_rows,
 )
 from nemodiff_jax.decode.state import Decoder, DecodeState, Weights, new_state
-from nemodiff_jax.nn.cache import init_cache
+from nemodiff_jax.nn.cache import init_cache, own_pages
 from nemodiff_jax.nn.model import Transformer, abstract_params
 from nemodiff_jax.nn.sharding import HEADS, spec
 
@@ -30,7 +31,7 @@ def abstract_decode(
   row: RowSettings | None = None,
   scheme: str = "none",
   attention: str | None = None,
-) -> tuple[Decoder, Weights, DecodeState]:
+) -> tuple[Decoder, Weights, DecodeState, Log]:
   """What `driver.run` takes after a prefill, of ShapeDtypeStructs.
 
   Args:
@@ -48,10 +49,12 @@ def abstract_decode(
   decoder = make_decoder(module, config, settings, attention)
   capacity = cache_capacity(module.config, config, prompt, row.max_new_tokens)
 
-  def begin() -> DecodeState:
+  def begin() -> tuple[DecodeState, Log]:
     rows = make_rows(module.config, config, settings)
-    cache = init_cache(module.config, batch, capacity, module.dtype)
-    return new_state(decoder, cache, rows, jnp.ones(batch, jnp.int32))
+    table = own_pages(batch, capacity)
+    cache = init_cache(module.config, table.size, module.dtype)
+    state = new_state(decoder, cache, table, rows, jnp.ones(batch, jnp.int32))
+    return state, new_log(decoder, batch, capacity)
 
   def placed(x: Any, split: P) -> Any:
     if module.mesh is None:
@@ -59,11 +62,12 @@ def abstract_decode(
     sharding = NamedSharding(module.mesh, split)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  state = jax.eval_shape(begin)
+  state, log = jax.eval_shape(begin)
   cache = jax.tree.map(lambda x: placed(x, HEADS), state.cache)
-  state = jax.tree.map(lambda x: placed(x, P()), state)
+  state, log = jax.tree.map(lambda x: placed(x, P()), (state, log))
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: placed(x, spec(tuple(k.key for k in path))),
     abstract_params(module.config, module.dtype, scheme),
   )
-  return decoder, Weights(params), dataclasses.replace(state, cache=cache)
+  state = dataclasses.replace(state, cache=cache)
+  return decoder, Weights(params), state, log

@@ -3,32 +3,45 @@
 from dataclasses import replace
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from nemodiff_jax.decode.emit import emit
-from nemodiff_jax.decode.sampling import read, trace
-from nemodiff_jax.decode.state import (
-  Decoder,
-  DecodeState,
-  Picked,
-  Weights,
-  block_pass,
-)
+from nemodiff_jax.decode.mode import Mode
+from nemodiff_jax.decode.passes import block_pass, count_pass
+from nemodiff_jax.decode.sampling import proposal, read
+from nemodiff_jax.decode.state import Decoder, DecodeState, Emitted, Weights
 
 
-def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
-  """The prefill yields the first token [B, 1] and counts as its pass."""
-  del decoder
-  nfe = state.nfe + state.running.astype(jnp.int32)
-  state = replace(state, block=first, nfe=nfe)
+def begin(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  hidden: Float[Array, "B 1 D"],
+) -> tuple[DecodeState, Emitted]:
+  """The prefill yields the first token and counts as its pass."""
+  first, _ = read(decoder, weights, hidden, state.lengths[:, None], state)
+  state = replace(state, block=first, nfe=count_pass(state))
   return emit(state, first, jnp.ones_like(state.count))
 
 
-def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
+def step(
+  decoder: Decoder, weights: Weights, state: DecodeState
+) -> tuple[DecodeState, Emitted]:
   """Commits the last token and predicts the next."""
   causal = jnp.ones_like(state.running)
   hidden, state = block_pass(decoder, weights, state, causal)
   lengths = state.lengths + state.running.astype(jnp.int32)
   token, sure = read(decoder, weights, hidden, lengths[:, None], state)
-  state = trace(decoder, state, token, sure)
   state = replace(state, block=token, lengths=lengths)
-  return emit(state, token, jnp.ones_like(state.count))
+  proposed = proposal(decoder, token, sure)
+  return emit(state, token, jnp.ones_like(state.count), proposed)
+
+
+MODE = Mode(
+  "ar",
+  begin,
+  step,
+  phases=("ar",),
+  uses_blocks=False,
+  masked=False,
+)

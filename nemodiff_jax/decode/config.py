@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from nemodiff_jax.decode import modes
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.text.stream import check_stops
 
-MODES = ("ar", "diffusion", "linear_spec", "quadratic_spec")
-QUADRATIC_BLOCK = 16
+MODES = tuple(modes.MODES)
 DEFAULT_THRESHOLD = 0.9
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 1000  # Beyond it every token is equally likely.
@@ -40,19 +40,12 @@ class DecodeConfig:
     if self.mode not in MODES:
       raise UserError(f"mode should be one of {MODES}, got {self.mode!r}.")
     _whole("block_length", self.block_length, 1)
-    if self.threshold is not None:
-      _number("threshold", self.threshold)
-      if not 0 < self.threshold <= 1:
-        raise UserError(
-          f"threshold should lie in (0, 1] or be none, got {self.threshold}."
-        )
-    if self.steps_per_block is not None:
-      _whole("steps_per_block", self.steps_per_block, 1)
-    _number("draft_threshold", self.draft_threshold)
-    if not 0 <= self.draft_threshold <= 1:
-      raise UserError(
-        f"draft_threshold should lie in [0, 1], got {self.draft_threshold}."
-      )
+    _check_passes(self.threshold, self.steps_per_block, self.draft_threshold)
+
+  @property
+  def slots(self) -> int:
+    """C as the mode uses it: 1 where it has no blocks."""
+    return self.block_length if modes.MODES[self.mode].uses_blocks else 1
 
 
 def decode_config(
@@ -72,14 +65,15 @@ def decode_config(
   Raises:
     UserError: a value out of range, or a mode this checkpoint cannot decode.
   """
-  if mode != "ar" and model.mask_id is None:
+  known = modes.MODES.get(mode)
+  if known is not None and known.masked and model.mask_id is None:
     raise UserError(
       f"mode {mode!r} needs a mask token, but this checkpoint's config.json"
       " has no mask_token_id. Use mode 'ar', or a tri-mode checkpoint."
     )
   if block_length is None:
-    quadratic = mode == "quadratic_spec"
-    block_length = QUADRATIC_BLOCK if quadratic else model.block_size
+    own = known.default_block if known else None
+    block_length = own or model.block_size
   if threshold == "auto":
     threshold = DEFAULT_THRESHOLD if steps_per_block is None else None
   return DecodeConfig(
@@ -108,6 +102,10 @@ class RowSettings:
     end_think_token_id: that token; None: the tokenizer's </think>.
     start_think_token_id: opens thinking; None: the tokenizer's <think>. A
       prompt that closed thinking, and did not open it again, has no budget.
+    threshold: as in DecodeConfig; 'run': the run's, or none where the row
+      sets steps_per_block.
+    steps_per_block: as in DecodeConfig; None: the run's.
+    draft_threshold: as in DecodeConfig; None: the run's.
   """
 
   max_new_tokens: int = 128
@@ -123,8 +121,13 @@ class RowSettings:
   max_thinking_tokens: int | None = None
   end_think_token_id: int | None = None
   start_think_token_id: int | None = None
+  threshold: float | Literal["run"] | None = "run"
+  steps_per_block: int | None = None
+  draft_threshold: float | None = None
 
   def __post_init__(self):
+    threshold = None if self.threshold == "run" else self.threshold
+    _check_passes(threshold, self.steps_per_block, self.draft_threshold or 0)
     _whole("max_new_tokens", self.max_new_tokens, 1)
     _whole("top_k", self.top_k, 0)
     _whole("seed", self.seed, 0)
@@ -173,6 +176,32 @@ class RowSettings:
       raise UserError(
         f"logprobs should be at most {MAX_LOGPROBS}, got {self.logprobs}."
       )
+
+
+def check_mode(config: DecodeConfig, row: RowSettings) -> None:
+  """Raises a UserError if the row sets what its mode does not have."""
+  own = modes.MODES[config.mode].settings
+  default = RowSettings()
+  for name in ("threshold", "steps_per_block", "draft_threshold"):
+    if name not in own and getattr(row, name) != getattr(default, name):
+      has = next(m.name for m in modes.MODES.values() if name in m.settings)
+      raise UserError(
+        f"{name} is a setting of {has}, but the mode is {config.mode}."
+      )
+
+
+def row_config(config: DecodeConfig, row: RowSettings) -> DecodeConfig:
+  """The run's config with what the row sets of it."""
+  threshold, steps = row.threshold, row.steps_per_block
+  if threshold == "run":
+    threshold = config.threshold if steps is None else None
+  drafts = row.draft_threshold
+  return dataclasses.replace(
+    config,
+    threshold=threshold,
+    steps_per_block=config.steps_per_block if steps is None else steps,
+    draft_threshold=config.draft_threshold if drafts is None else drafts,
+  )
 
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(RowSettings))
@@ -236,6 +265,23 @@ def check_prompt(
       "too_long",
     )
   return ids
+
+
+def _check_passes(
+  threshold: float | None, steps: int | None, drafts: float
+) -> None:
+  """Raises a UserError if one of them is out of range."""
+  if threshold is not None:
+    _number("threshold", threshold)
+    if not 0 < threshold <= 1:
+      raise UserError(
+        f"threshold should lie in (0, 1] or be none, got {threshold}."
+      )
+  if steps is not None:
+    _whole("steps_per_block", steps, 1)
+  _number("draft_threshold", drafts)
+  if not 0 <= drafts <= 1:
+    raise UserError(f"draft_threshold should lie in [0, 1], got {drafts}.")
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -9,33 +9,43 @@ wait for each other: one forward pass serves rows in either phase.
 from dataclasses import replace
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from nemodiff_jax.decode.commit import reveal, schedule
 from nemodiff_jax.decode.emit import emit, end_thinking, is_stop
-from nemodiff_jax.decode.sampling import read, trace
+from nemodiff_jax.decode.mode import Mode
+from nemodiff_jax.decode.passes import block_pass, fresh_block, select
+from nemodiff_jax.decode.sampling import proposal, read
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
+  Emitted,
   Picked,
+  Proposed,
   Weights,
-  block_pass,
-  fresh_block,
-  select,
   unpicked,
 )
 
 DENOISE, COMMIT = 0, 1
 
 
-def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
+def begin(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  hidden: Float[Array, "B 1 D"],
+) -> tuple[DecodeState, Emitted]:
   """The prefill (not counted) seeds slot 0 of the first block."""
+  at = state.lengths[:, None]
+  first, _ = read(decoder, weights, hidden, at, state, think=False)
   state = replace(state, block=_canvas(decoder, state, first))
   state = replace(state, masked=_open(decoder, state).sum(1, dtype=jnp.int32))
-  return _settle(decoder, state)
+  return _finish_blocks(decoder, state, None)
 
 
-def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
+def step(
+  decoder: Decoder, weights: Weights, state: DecodeState
+) -> tuple[DecodeState, Emitted]:
   """One pass: each row denoises its block or commits it."""
   commit = state.phase == COMMIT
   hidden, state = block_pass(decoder, weights, state, commit)
@@ -43,7 +53,6 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   shift = commit[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
   picked, sure = read(decoder, weights, hidden, positions, state, think=False)
-  state = trace(decoder, state, picked, sure)
 
   rows = state.rows
   quota = schedule(state.masked, rows.steps, state.turn, rows.threshold)
@@ -59,7 +68,7 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   state = replace(state, block=select(commit[:, None], seeded, denoised))
   opened = _open(decoder, state).sum(1, dtype=jnp.int32)
   state = replace(state, masked=jnp.where(commit, opened, state.masked))
-  return _settle(decoder, state)
+  return _finish_blocks(decoder, state, proposal(decoder, picked, sure))
 
 
 def _canvas(decoder: Decoder, state: DecodeState, first: Picked) -> Picked:
@@ -79,7 +88,9 @@ def _open(decoder: Decoder, state: DecodeState) -> Bool[Array, "B C"]:
   return (state.block.token == decoder.mask_id) & (slot < room)
 
 
-def _settle(decoder: Decoder, state: DecodeState) -> DecodeState:
+def _finish_blocks(
+  decoder: Decoder, state: DecodeState, proposed: Proposed | None
+) -> tuple[DecodeState, Emitted]:
   """Emits blocks that are complete; their rows end, or commit next.
 
   A block is complete when no slot that counts is masked before its first
@@ -88,7 +99,17 @@ def _settle(decoder: Decoder, state: DecodeState) -> DecodeState:
   stop = is_stop(state.block.token, state.rows)
   before_stop = jnp.cumsum(stop, 1) == 0
   complete = ~(_open(decoder, state) & before_stop).any(1)
-  state = emit(state, state.block, jnp.where(complete, decoder.block, 0))
-  return replace(
-    state, phase=jnp.where(complete, COMMIT, DENOISE).astype(jnp.int32)
-  )
+  phase = jnp.where(complete, COMMIT, DENOISE).astype(jnp.int32)
+  state = replace(state, phase=phase)
+  count = jnp.where(complete, decoder.block, 0)
+  return emit(state, state.block, count, proposed)
+
+
+MODE = Mode(
+  "diffusion",
+  begin,
+  step,
+  phases=("denoise", "commit"),
+  reveals=True,
+  settings=("threshold", "steps_per_block"),
+)

@@ -1,8 +1,7 @@
-"""What a pass adds to the output, and where thinking ends."""
+"""What a pass adds to a row, and where thinking ends."""
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -11,7 +10,9 @@ from nemodiff_jax.decode.state import (
   RUNNING,
   STOPPED,
   DecodeState,
+  Emitted,
   Picked,
+  Proposed,
   Rows,
 )
 
@@ -22,11 +23,16 @@ def is_stop(tokens: Int[Array, "B T"], rows: Rows) -> Bool[Array, "B T"]:
 
 
 def emit(
-  state: DecodeState, new: Picked, count: Int[Array, "B"]
-) -> DecodeState:
-  """Appends the first count[b] of new[b], and ends rows that are complete.
+  state: DecodeState,
+  new: Picked,
+  count: Int[Array, "B"],
+  proposed: Proposed | None = None,
+  cycle: Int[Array, "B"] | None = None,
+) -> tuple[DecodeState, Emitted]:
+  """Adds the first count[b] of new[b], and ends rows that are complete.
 
-  A row keeps tokens up to its first stop id (included) and to max_new.
+  A row keeps tokens up to its first stop id (included) and to max_new; one
+  that has ended keeps none.
   """
   slot = jnp.arange(new.token.shape[1], dtype=jnp.int32)[None]
   take = jnp.minimum(count, state.rows.max_new - state.count)
@@ -34,26 +40,18 @@ def emit(
   stop = is_stop(new.token, state.rows) & (slot < take[:, None])
   stopped = stop.any(1)
   kept = jnp.where(stopped, jnp.argmax(stop, 1).astype(jnp.int32) + 1, take)
-  row = jnp.arange(count.shape[0], dtype=jnp.int32)[:, None]
-  at = jnp.where(
-    slot < kept[:, None], state.count[:, None] + slot, state.cache.capacity
-  )
-  output = jax.tree.map(
-    lambda old, x: old.at[row, at].set(x, mode="drop"), state.output, new
-  )
+  ends_thought = new.token == state.rows.think_id[:, None]
+  thought = (ends_thought & (slot < kept[:, None])).any(1)
   total = state.count + kept
   ended = jnp.where(
     stopped, STOPPED, jnp.where(total >= state.rows.max_new, FULL, RUNNING)
   )
   status = jnp.where(state.running, ended, state.status).astype(jnp.int32)
-  return replace(state, output=output, count=total, status=status)
-
-
-def has_thought(state: DecodeState) -> Bool[Array, "B"]:
-  """Rows whose output holds the end-of-thinking token."""
-  slot = jnp.arange(state.output.token.shape[1], dtype=jnp.int32)[None]
-  ended = state.output.token == state.rows.think_id[:, None]
-  return (ended & (slot < state.count[:, None])).any(1)
+  state = replace(
+    state, count=total, status=status, thought=state.thought | thought
+  )
+  cycle = jnp.zeros_like(kept) if cycle is None else cycle
+  return state, Emitted(new, kept, cycle, proposed)
 
 
 def end_thinking(
@@ -66,4 +64,4 @@ def end_thinking(
   ended = tokens == state.rows.think_id[:, None]
   before = jnp.cumsum(ended, 1) - ended.astype(jnp.int32) > 0
   due = positions == state.rows.think_at[:, None]
-  return due & ~before & ~has_thought(state)[:, None]
+  return due & ~before & ~state.thought[:, None]

@@ -5,16 +5,22 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from nemodiff_jax.decode import driver
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.log import fold, new_log
 from nemodiff_jax.decode.prefill import prefill
-from nemodiff_jax.decode.results import DecodedIds, read_results
+from nemodiff_jax.decode.results import DecodedIds, RowOutput, read_results
 from nemodiff_jax.decode.rows import cache_capacity, make_decoder, make_rows
-from nemodiff_jax.decode.state import Decoder, DecodeState, Weights
+from nemodiff_jax.decode.state import (
+  RUNNING,
+  Decoder,
+  DecodeState,
+  Emitted,
+  Weights,
+)
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.model import Transformer
 from nemodiff_jax.text.stream import TextStream
 from nemodiff_jax.text.tokenizer import Tokenizer
@@ -50,98 +56,40 @@ def decode_ids(
     UserError: stop strings without a tokenizer.
   """
   if any(s.stop for s in settings):
-    moments = stream_ids(
+    steps = stream_ids(
       module, weights, config, prompts, settings,
       batch=batch, attention=attention, tokenizer=tokenizer,
     )  # fmt: skip
-    last = collections.deque(moments, maxlen=1).pop()
-    return last.results(len(prompts))
-  decoder, weights, state = start(
+    last = collections.deque(steps, maxlen=1).pop()
+    return last.results()
+  decoder, state, emitted = start(
     module, weights, config, prompts, settings, batch, attention
   )
-  state = driver.run(decoder, weights, state)
-  return read_results(config, state, settings)[: len(prompts)]
-
-
-@dataclasses.dataclass
-class Kept:
-  """The cache of one row between two replies of a conversation.
-
-  Attributes:
-    cache: None before the first reply.
-    ids: the tokens whose keys and values it holds.
-    reused: of these, how many the last prompt began with.
-  """
-
-  cache: KVCache | None = None
-  ids: list[int] = dataclasses.field(default_factory=list)
-  reused: int = 0
-
-  @property
-  def bytes(self) -> int:
-    """Of the cache, on all devices."""
-    if self.cache is None or self.cache.k[0].is_deleted():
-      return 0
-    return sum(x.nbytes for x in jax.tree.leaves(self.cache))
-
-  def reuse(
-    self, prompt: Sequence[int], capacity: int
-  ) -> tuple[KVCache | None, int]:
-    """Gives the cache away: (cache, leading tokens of the prompt it holds).
-
-    At least the last token of the prompt is always read again.
-    """
-    cache, self.cache = self.cache, None
-    if cache is None or cache.k[0].is_deleted():  # Lost inside a pass.
-      self.reused = 0
-      return None, 0
-    if (more := capacity - cache.capacity) > 0:
-      leaves, kind = jax.tree.flatten(cache)
-      del cache
-      room = ((0, 0), (0, more), (0, 0), (0, 0))
-      for i, leaf in enumerate(leaves):  # Never two whole caches at once.
-        leaves[i] = jnp.pad(leaf, room)
-      cache = jax.tree.unflatten(kind, leaves)
-    same = 0
-    for a, b in zip(self.ids, prompt[:-1], strict=False):
-      if a != b:
-        break
-      same += 1
-    self.reused = same
-    return cache, same
-
-  def keep(self, prompt: Sequence[int], moment: "Moment") -> None:
-    """Takes back the cache of a reply, ended or broken off."""
-    state = moment.state
-    count, length = int(state.count[0]), int(state.lengths[0])
-    tokens = jax.device_get(state.output.token)[0, :count].tolist()
-    self.ids = [*prompt, *tokens][:length]
-    self.cache = state.cache
+  log = new_log(decoder, len(state.count), state.capacity)
+  log = fold(log, state, emitted)
+  state, log = driver.run(decoder, weights, state, log)
+  return read_results(config, state, log, settings)
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
-  """A batch between two passes.
+class Step:
+  """A batch after the prefill or after a pass.
 
   Attributes:
     config: how it decodes.
-    settings: of each row.
     state: donated to the next pass; read it before asking for the next.
-    texts: the text stream of each row; None where there is no tokenizer.
+    emitted: what the pass emitted, on the host.
+    outputs: of each row, as far as known; they grow with the next pass.
   """
 
   config: DecodeConfig
-  settings: Sequence[RowSettings]
   state: DecodeState
-  texts: Sequence[TextStream | None]
+  emitted: Emitted
+  outputs: Sequence[RowOutput]
 
-  def results(self, rows: int | None = None) -> list[DecodedIds]:
+  def results(self) -> list[DecodedIds]:
     """What is known; a row that has not ended shows 'length'."""
-    done = read_results(self.config, self.state, self.settings)[:rows]
-    return [
-      r if text is None else dataclasses.replace(r, text=text.text)
-      for r, text in zip(done, self.texts, strict=False)
-    ]
+    return [o.result() for o in self.outputs]
 
 
 def stream_ids(
@@ -155,24 +103,34 @@ def stream_ids(
   attention: str | None = None,
   tokenizer: Tokenizer | None = None,
   traced: bool = False,
-  kept: Kept | None = None,
-) -> Iterator[Moment]:
+) -> Iterator[Step]:
   """Like `decode_ids`, but yields before the first and after every pass.
 
-  The last moment's results are those of `decode_ids`.
+  The last step's results are those of `decode_ids`.
   """
   if tokenizer is None and any(s.stop for s in settings):
     raise UserError("stop strings need a tokenizer; use stop_token_ids.")
-  decoder, weights, begun = start(
-    module, weights, config, prompts, settings, batch, attention, traced, kept
+  decoder, state, emitted = start(
+    module, weights, config, prompts, settings, batch, attention, traced
   )
-  rows = begun.lengths.shape[0]
-  texts: list[TextStream | None] = [None] * rows
-  if tokenizer is not None:
-    for row, s in enumerate(settings):
-      texts[row] = TextStream(tokenizer, s.stop)
-  for state in driver.passes(decoder, weights, begun, texts):
-    yield Moment(config, settings, state, texts)
+
+  def stream(row: RowSettings) -> TextStream | None:
+    return None if tokenizer is None else TextStream(tokenizer, row.stop)
+
+  speculative = decoder.mode.speculative
+  outputs = [RowOutput(s, speculative, stream(s)) for s in settings]
+  while True:
+    emitted, nfe, status = jax.device_get((emitted, state.nfe, state.status))
+    hit = np.zeros(len(status), bool)
+    for row, output in enumerate(outputs):
+      if output.status == RUNNING:
+        hit[row] = output.add(emitted, row, int(nfe[row]), int(status[row]))
+    if hit.any():
+      state = driver.end_rows(state, hit)
+    yield Step(config, state, emitted, outputs)
+    if all(o.status != RUNNING for o in outputs):
+      return
+    state, emitted = driver.one_pass(decoder, weights, state)
 
 
 def start(
@@ -184,21 +142,15 @@ def start(
   batch: int | None = None,
   attention: str | None = None,
   traced: bool = False,
-  kept: Kept | None = None,
-) -> tuple[Decoder, Weights, DecodeState]:
-  """Prefills a batch; what is returned goes to `driver`."""
+) -> tuple[Decoder, DecodeState, Emitted]:
+  """Prefills a batch; decoder and state go to `driver`."""
   decoder = make_decoder(module, config, settings, attention, traced)
   most = max(s.max_new_tokens for s in settings)
   longest = max(map(len, prompts))
   capacity = cache_capacity(module.config, config, longest, most)
-  cache, cached = (
-    (None, 0) if kept is None else kept.reuse(prompts[0], capacity)
-  )
-  if cache is not None:
-    capacity = cache.capacity
   padding = max(0, (batch or 0) - len(prompts))
   padded = [*prompts, *[()] * padding]
   asked = [*settings, *[settings[0]] * padding]
   rows = make_rows(module.config, config, asked, padded)
-  state = prefill(decoder, weights, padded, rows, capacity, cache, cached)
-  return decoder, weights, state
+  begun = prefill(decoder, weights, padded, rows, capacity)
+  return decoder, *begun

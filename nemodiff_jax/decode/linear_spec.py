@@ -8,32 +8,40 @@ the ar output.
 from dataclasses import replace
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.emit import emit
-from nemodiff_jax.decode.sampling import read, trace
-from nemodiff_jax.decode.state import (
-  Decoder,
-  DecodeState,
-  Picked,
-  Weights,
+from nemodiff_jax.decode.mode import Mode
+from nemodiff_jax.decode.passes import (
   block_pass,
+  count_pass,
   fresh_block,
   select,
 )
+from nemodiff_jax.decode.sampling import proposal, read
+from nemodiff_jax.decode.state import Decoder, DecodeState, Emitted, Weights
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 
 DRAFT, VERIFY = 0, 1
 
 
-def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
-  """The prefill counts as a pass and yields the first token [B, 1]."""
-  nfe = state.nfe + state.running.astype(jnp.int32)
-  state = replace(state, block=fresh_block(decoder, first), nfe=nfe)
-  return emit(state, first, jnp.ones_like(state.count))
+def begin(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  hidden: Float[Array, "B 1 D"],
+) -> tuple[DecodeState, Emitted]:
+  """The prefill counts as a pass and yields the first token."""
+  first, _ = read(decoder, weights, hidden, state.lengths[:, None], state)
+  block = fresh_block(decoder, first)
+  state = replace(state, block=block, nfe=count_pass(state))
+  return emit(state, block, jnp.ones_like(state.count))
 
 
-def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
+def step(
+  decoder: Decoder, weights: Weights, state: DecodeState
+) -> tuple[DecodeState, Emitted]:
   """One pass: each row drafts its block or verifies it."""
   verify = state.phase == VERIFY
   hidden, state = block_pass(decoder, weights, state, verify, weights.lora)
@@ -41,24 +49,31 @@ def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
   shift = verify[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
   picked, sure = read(decoder, weights, hidden, positions, state)
-  state = trace(decoder, state, picked, sure)
 
   masked = state.block.token == decoder.mask_id
-  shown = reveal(
-    sure,
-    masked,
-    state.rows.draft_threshold,
-    jnp.ones_like(state.count),
-  )
+  one = jnp.ones_like(state.count)
+  shown = reveal(sure, masked, state.rows.draft_threshold, one)
   drafted = select(shown, picked, state.block)
   ready = ~(drafted.token == decoder.mask_id).any(1)
 
   count = accept(state.block.token, picked.token)
-  last = last_accepted(picked, count)
-  state = take_accepted(state, picked, jnp.where(verify, count, 0))
-  renewed = fresh_block(decoder, last)
-  return replace(
+  renewed = fresh_block(decoder, last_accepted(picked, count))
+  state = replace(
     state,
     block=select(verify[:, None], renewed, drafted),
     phase=jnp.where(~verify & ready, VERIFY, DRAFT).astype(jnp.int32),
   )
+  count = jnp.where(verify, count, 0)
+  return take_accepted(state, picked, count, proposal(decoder, picked, sure))
+
+
+MODE = Mode(
+  "linear_spec",
+  begin,
+  step,
+  phases=("draft", "verify"),
+  reveals=True,
+  drafter=True,
+  speculative=True,
+  settings=("draft_threshold",),
+)

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.rows import (
-  cache_capacity,
-  is_filtered,
-  largest_pass,
-)
+from nemodiff_jax.decode.modes import MODES
+from nemodiff_jax.decode.rows import asked, cache_capacity, largest_pass
 from nemodiff_jax.decode.sampling import MAX_READ
+from nemodiff_jax.decode.state import Sampling
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import abstract_params
@@ -98,7 +96,7 @@ def _layer_bytes(
   turn = min(queries, QUERIES) if jax.default_backend() == "cpu" else queries
   heads = model.num_heads // devices
   scores = 4 * turn * heads * min(CHUNK, capacity)
-  if config.mode == "quadratic_spec":  # Every row's masks among themselves.
+  if MODES[config.mode].prefill_masks:  # Every row's masks among themselves.
     scores += 2 * 4 * config.block_length**3 * heads
   return batch * (queries * activations + scores)
 
@@ -117,14 +115,15 @@ def _logits_bytes(
   """
   _, slots = largest_pass(config, prompt)
   rows = min(batch, max(1, MAX_READ // slots))
-  sampled = [s for s in settings if s.temperature > 0]
-  copies = 1 if config.mode == "ar" else 2
+  mode = MODES[config.mode]
+  copies = 2 if mode.masked else 1
   if any(s.logprobs is not None for s in settings):
     copies = 2
-  if sampled:
-    copies = 8 if is_filtered(sampled) else 4
+  sampling = asked(settings)
+  if sampling != Sampling.GREEDY:
+    copies = 4 if sampling == Sampling.PLAIN else 8
   logits = 4 * copies * rows * slots * model.vocab_size
-  if config.mode in ("diffusion", "linear_spec"):
+  if mode.reveals:
     logits += 4 * batch * slots**2  # Each confidence against the others.
   return logits
 
@@ -139,7 +138,6 @@ def check_memory(
   *,
   settings: Sequence[RowSettings] = (),
   loaded: bool = False,
-  held: int = 0,
   scheme: str = "none",
   devices: int = 1,
 ) -> None:
@@ -154,7 +152,6 @@ def check_memory(
     max_new_tokens: most tokens any row may generate.
     settings: of the rows.
     loaded: the parameters are on the device already.
-    held: bytes of a cache on the device that this decode takes over.
     scheme: how the parameters are quantised.
     devices: that share the model.
 
@@ -164,7 +161,6 @@ def check_memory(
   free = free_memory()
   if free is None:
     return
-  free += held
 
   def needed(rows: int, length: int) -> Needs:
     return estimate(

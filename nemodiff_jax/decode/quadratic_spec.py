@@ -13,43 +13,48 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nemodiff_jax.decode.emit import emit
-from nemodiff_jax.decode.sampling import read, trace
-from nemodiff_jax.decode.state import (
-  Decoder,
-  DecodeState,
-  Picked,
-  Weights,
-)
+from nemodiff_jax.decode.mode import Mode
+from nemodiff_jax.decode.passes import count_pass
+from nemodiff_jax.decode.sampling import proposal, read
+from nemodiff_jax.decode.state import Decoder, DecodeState, Emitted, Weights
 from nemodiff_jax.decode.verify import accept, last_accepted, take_accepted
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.model import cached_pass
 
 
-def begin(decoder: Decoder, state: DecodeState, first: Picked) -> DecodeState:
+def begin(
+  decoder: Decoder,
+  weights: Weights,
+  state: DecodeState,
+  hidden: Float[Array, "B C D"],
+) -> tuple[DecodeState, Emitted]:
   """The prefill carried C masks: it gives a whole draft, its first certain."""
-  del decoder
-  nfe = state.nfe + state.running.astype(jnp.int32)
-  state = replace(state, block=first, nfe=nfe)
-  return emit(state, first.part(slice(1)), jnp.ones_like(state.count))
+  slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
+  at = state.lengths[:, None] + slot
+  draft, _ = read(decoder, weights, hidden, at, state)
+  state = replace(state, block=draft, nfe=count_pass(state))
+  return emit(state, draft, jnp.ones_like(state.count))
 
 
-def step(decoder: Decoder, weights: Weights, state: DecodeState) -> DecodeState:
+def step(
+  decoder: Decoder, weights: Weights, state: DecodeState
+) -> tuple[DecodeState, Emitted]:
   """Verifies the draft and picks the next one."""
   hidden, state = quadratic_pass(decoder, weights, state)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   after = state.lengths[:, None] + slot + 1
   verified, sure = read(decoder, weights, hidden[:, :, 0], after, state)
-  state = trace(decoder, state, verified, sure)
   count = accept(state.block.token, verified.token)
   known = last_accepted(verified, count)
 
   row = (count - 1)[:, None, None, None]
   ahead = jnp.take_along_axis(hidden, row, 1)[:, 0, 2:]
   behind = (state.lengths + count)[:, None] + slot[:, 1:]
-  state = take_accepted(state, verified, count)
+  proposed = proposal(decoder, verified, sure)
+  state, emitted = take_accepted(state, verified, count, proposed)
   drafts, _ = read(decoder, weights, ahead, behind, state)
   block = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), known, drafts)
-  return replace(state, block=block)
+  return replace(state, block=block), emitted
 
 
 def quadratic_pass(
@@ -71,13 +76,26 @@ def quadratic_pass(
 
   where = CachedPass(
     positions=flat(start + i + j),
-    slots=flat(jnp.where(on & (j == 0), draft, state.cache.capacity)),
+    slots=flat(jnp.where(on & (j == 0), draft, state.capacity)),
     k_end=flat(jnp.where(on, draft + 1, 0)),
+    table=state.table,
     local=size,
     attention=decoder.attention,
   )
   hidden, cache = cached_pass(
     decoder.module, weights.params, flat(tokens), where, state.cache
   )
-  nfe = state.nfe + state.running.astype(jnp.int32)
-  return hidden.reshape(*shape, -1), replace(state, cache=cache, nfe=nfe)
+  state = replace(state, cache=cache, nfe=count_pass(state))
+  return hidden.reshape(*shape, -1), state
+
+
+MODE = Mode(
+  "quadratic_spec",
+  begin,
+  step,
+  phases=("quadratic",),
+  queries=lambda block: block * (block + 1),
+  default_block=16,
+  prefill_masks=True,
+  speculative=True,
+)

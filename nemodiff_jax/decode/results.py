@@ -1,4 +1,4 @@
-"""What came of each prompt, copied from the state."""
+"""What came of each prompt, on the host."""
 
 import dataclasses
 import math
@@ -8,7 +8,16 @@ import jax
 import numpy as np
 
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.state import STOPPED, DecodeState, Picked
+from nemodiff_jax.decode.log import Log
+from nemodiff_jax.decode.modes import MODES
+from nemodiff_jax.decode.state import (
+  RUNNING,
+  STOPPED,
+  DecodeState,
+  Emitted,
+  Picked,
+)
+from nemodiff_jax.text.stream import TextStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +58,104 @@ class DecodedIds:
   text: str | None = None
 
 
+@dataclasses.dataclass
+class RowOutput:
+  """The output of one row as it grows, pass by pass.
+
+  Attributes:
+    settings: what the row asked for.
+    speculative: whether its mode counts cycles.
+    stream: is told of every token but the one that ends the row by its id;
+      its stop strings end the row. None: no text.
+    token_ids: the tokens so far.
+    accepted: tokens accepted per cycle.
+    logprobs: of the tokens so far; None unless asked for.
+    nfe: passes so far.
+    status: RUNNING, STOPPED or FULL.
+  """
+
+  settings: RowSettings
+  speculative: bool
+  stream: TextStream | None = None
+  token_ids: list[int] = dataclasses.field(default_factory=list)
+  accepted: list[int] = dataclasses.field(default_factory=list)
+  logprobs: Logprobs | None = None
+  nfe: int = 0
+  status: int = RUNNING
+
+  def __post_init__(self):
+    if self.settings.logprobs is not None and self.logprobs is None:
+      self.logprobs = Logprobs([], [], [])
+
+  @property
+  def text(self) -> str:
+    """The text that is certain; '' without a stream."""
+    return "" if self.stream is None else self.stream.text
+
+  def add(self, emitted: Emitted, row: int, nfe: int, status: int) -> bool:
+    """Takes what a pass emitted, copied to the host, for this row of it.
+
+    Returns:
+      Whether a stop string ended the row, which the device does not know.
+    """
+    count = int(emitted.count[row])
+    tokens = np.asarray(emitted.picked.token[row, :count]).tolist()
+    if emitted.cycle[row]:
+      self.accepted.append(int(emitted.cycle[row]))
+    self.nfe, self.status = nfe, status
+    told = count - (status == STOPPED and count > 0)
+    hit = False
+    if self.stream is not None:
+      for at in range(told):
+        if self.stream.push(tokens[at]):
+          count, hit = at + 1, True
+          break
+      if hit:
+        self.status = STOPPED
+      if self.status != RUNNING:
+        self.stream.close()
+    self.token_ids += tokens[:count]
+    if self.logprobs is not None:
+      top = self.settings.logprobs
+      more = _logprobs(emitted.picked, row, count, top)
+      if more is not None:
+        self.logprobs.token.extend(more.token)
+        self.logprobs.top_ids.extend(more.top_ids)
+        self.logprobs.top.extend(more.top)
+    return hit and status == RUNNING
+
+  def result(self) -> DecodedIds:
+    """What is known; a row that has not ended shows 'length'."""
+    return DecodedIds(
+      token_ids=list(self.token_ids),
+      finish_reason="stop" if self.status == STOPPED else "length",
+      nfe=self.nfe,
+      accepted=list(self.accepted) if self.speculative else None,
+      logprobs=self.logprobs,
+      text=None if self.stream is None else self.stream.text,
+    )
+
+
 def read_results(
-  config: DecodeConfig, state: DecodeState, settings: Sequence[RowSettings]
+  config: DecodeConfig,
+  state: DecodeState,
+  log: Log,
+  settings: Sequence[RowSettings],
 ) -> list[DecodedIds]:
   """The output of every row that has settings, in one copy to the host."""
-  output, count, nfe, status, accepted, cycles = jax.device_get(
-    (
-      state.output,
-      state.count,
-      state.nfe,
-      state.status,
-      state.accepted,
-      state.cycles,
-    )
+  log, count, nfe, status = jax.device_get(
+    (log, state.count, state.nfe, state.status)
   )
-  speculative = config.mode.endswith("_spec")
+  speculative = MODES[config.mode].speculative
   return [
     DecodedIds(
-      token_ids=output.token[b, : count[b]].tolist(),
+      token_ids=log.output.token[b, : count[b]].tolist(),
       finish_reason="stop" if status[b] == STOPPED else "length",
       nfe=int(nfe[b]),
-      accepted=accepted[b, : cycles[b]].tolist() if speculative else None,
-      logprobs=_logprobs(output, b, count[b], row.logprobs),
+      accepted=log.accepted[b, : log.cycles[b]].tolist()
+      if speculative
+      else None,
+      logprobs=_logprobs(log.output, b, count[b], row.logprobs),
     )
     for b, row in enumerate(settings)
   ]

@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings, row_config
+from nemodiff_jax.decode.modes import MODES
 from nemodiff_jax.decode.prefill import bucket, chunk_width
-from nemodiff_jax.decode.state import Decoder, Rows
+from nemodiff_jax.decode.state import Decoder, Rows, Sampling
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.nn.cache import pages_for
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import Transformer
+from pallas_kernels.range_attention import PAGE
 
-_MIN_CAPACITY = 128
-_ALIGN = 8  # Positions of a cache that kernels can serve.
 _NO_THRESHOLD = 2.0  # Above any confidence.
 
 
@@ -26,22 +27,23 @@ def make_decoder(
   traced: bool = False,
 ) -> Decoder:
   """The static part of decoding a batch of these settings."""
-  sampled = [s for s in settings if s.temperature > 0]
   return Decoder(
     module=module,
-    mode=config.mode,
-    block=_block(config),
-    sampled=bool(sampled),
-    filtered=is_filtered(sampled),
+    mode=MODES[config.mode],
+    block=config.slots,
+    sampling=asked(settings),
     logprobs=max(_wanted(settings), default=None),
     traced=traced,
     attention=attention,
   )
 
 
-def is_filtered(settings: Sequence[RowSettings]) -> bool:
-  """Whether any row keeps only some of the ids."""
-  return any(s.top_k or s.top_p < 1 or s.min_p for s in settings)
+def asked(settings: Sequence[RowSettings]) -> Sampling:
+  """The cheapest Sampling that serves every row."""
+  sampled = [s for s in settings if s.temperature > 0]
+  if any(s.top_k or s.top_p < 1 or s.min_p for s in sampled):
+    return Sampling.FILTERED
+  return Sampling.PLAIN if sampled else Sampling.GREEDY
 
 
 def cache_capacity(
@@ -52,11 +54,11 @@ def cache_capacity(
   The sum is rounded up to an eighth of the next power of two, so that few
   programs compile, but not beyond the model's positions + C.
   """
-  block = _block(config)
+  block = config.slots
   size = longest + max_new_tokens + block
-  step = max(_MIN_CAPACITY, bucket(size, 1) // 8)
-  most = -(-(model.max_positions + block) // _ALIGN) * _ALIGN
-  return min(-(-size // step) * step, max(most, size))
+  step = max(PAGE, bucket(size, 1) // 8)
+  most = pages_for(max(model.max_positions + block, size)) * PAGE
+  return min(-(-size // step) * step, most)
 
 
 def make_rows(
@@ -64,17 +66,26 @@ def make_rows(
   config: DecodeConfig,
   settings: Sequence[RowSettings],
   prompts: Sequence[Sequence[int]] | None = None,
+  stop_ids: int = 4,
 ) -> Rows:
-  """The settings as arrays; budgets see the thinking that a prompt closed."""
+  """The settings as arrays, on the host.
+
+  Args:
+    model: the architecture.
+    config: of the run.
+    settings: of each row.
+    prompts: of each row; a budget sees the thinking that its prompt closed.
+    stop_ids: columns for the stop ids, at least.
+  """
   stops = [
     (() if s.ignore_eos else model.eos_ids) + tuple(s.stop_token_ids)
     for s in settings
   ]
-  width = bucket(max(map(len, stops), default=1), 4)
-  stop_ids: Any = np.full((len(stops), width), -1, np.int32)
+  width = bucket(max(map(len, stops), default=1), stop_ids)
+  ends: Any = np.full((len(stops), width), -1, np.int32)
   for row, ids in enumerate(stops):
-    stop_ids[row, : len(ids)] = ids
-  threshold = _NO_THRESHOLD if config.threshold is None else config.threshold
+    ends[row, : len(ids)] = ids
+  runs = [row_config(config, s) for s in settings]
   behind = prompts or [()] * len(settings)
   budgets = [_budget(s, p) for s, p in zip(settings, behind, strict=True)]
 
@@ -83,7 +94,7 @@ def make_rows(
 
   rows = Rows(
     max_new=column((s.max_new_tokens for s in settings), np.int32),
-    stop_ids=stop_ids,
+    stop_ids=ends,
     temperature=column(s.temperature for s in settings),
     top_k=column((min(s.top_k, model.vocab_size) for s in settings), np.int32),
     top_p=column(s.top_p for s in settings),
@@ -93,24 +104,20 @@ def make_rows(
     ),
     think_at=column((at for at, _ in budgets), np.int32),
     think_id=column((token for _, token in budgets), np.int32),
-    threshold=column(threshold for _ in settings),
-    steps=column(
-      (_steps(config) for _ in settings),
-      np.int32,
+    threshold=column(
+      _NO_THRESHOLD if c.threshold is None else c.threshold for c in runs
     ),
-    draft_threshold=column(config.draft_threshold for _ in settings),
+    steps=column((_steps(c) for c in runs), np.int32),
+    draft_threshold=column(c.draft_threshold for c in runs),
   )
   return jax.device_put(rows)  # All at once: one by one takes longer.
 
 
 def largest_pass(config: DecodeConfig, longest: int) -> tuple[int, int]:
   """(queries, queries whose logits are read) of the widest pass of a row."""
-  size = config.block_length
-  quadratic = config.mode == "quadratic_spec"
-  queries = chunk_width(longest, size if quadratic else 0)
-  if config.mode == "ar":
-    return queries, 1
-  return max(queries, size * (size + 1) if quadratic else size), size
+  mode, size = MODES[config.mode], config.slots
+  queries = chunk_width(longest, mode.masks(size))
+  return max(queries, mode.queries(size)), size
 
 
 def _steps(config: DecodeConfig) -> int:
@@ -121,11 +128,6 @@ def _steps(config: DecodeConfig) -> int:
 
 def _wanted(settings: Sequence[RowSettings]) -> list[int]:
   return [s.logprobs for s in settings if s.logprobs is not None]
-
-
-def _block(config: DecodeConfig) -> int:
-  """C, the tokens of a block."""
-  return 1 if config.mode == "ar" else config.block_length
 
 
 def _budget(row: RowSettings, prompt: Sequence[int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ never on the pass, the mode or the batch. That is why sampled self-speculation
 gives the very text that sampled ar decoding gives.
 """
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -20,8 +21,10 @@ from nemodiff_jax.decode.state import (
   Picked,
   Proposed,
   Rows,
+  Sampling,
   Weights,
 )
+from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.model import head
 
 # Positions whose logits exist at a time: 256 MiB at 131072 ids.
@@ -51,16 +54,26 @@ def read(
     state: of the batch.
     think: whether a thinking budget can end among these tokens.
   """
+  state = replace(state, cache=KVCache((), ()))  # Its leaves are no rows.
 
   def some(rows: slice) -> tuple[Picked, Array]:
     part, at = jax.tree.map(lambda x: x[rows], (state, positions))
     logits = head(decoder.module, weights.params, hidden[rows])
-    token, scaled, kept = choose(decoder, logits, at, part.rows)
-    if think:
-      forced = end_thinking(part, token, at)
-      token = jnp.where(forced, part.rows.think_id[:, None], token)
-      kept = jnp.where(forced[..., None], scaled, kept)
-    return _with_logprobs(decoder, kept, token), confidence(logits, token)
+
+    def pick(sampling: Sampling) -> Picked:
+      token, scaled, kept = choose(decoder, sampling, logits, at, part.rows)
+      if think:
+        forced = end_thinking(part, token, at)
+        token = jnp.where(forced, part.rows.think_id[:, None], token)
+        kept = jnp.where(forced[..., None], scaled, kept)
+      return _with_logprobs(decoder, kept, token)
+
+    if decoder.sampling is None:
+      each = [functools.partial(pick, s) for s in Sampling]
+      picked = lax.switch(_asked(part), each)
+    else:
+      picked = pick(decoder.sampling)
+    return picked, confidence(logits, picked.token)
 
   batch, slots = positions.shape
   size = max(1, MAX_READ // max(1, slots))
@@ -76,6 +89,7 @@ def read(
 
 def choose(
   decoder: Decoder,
+  sampling: Sampling,
   logits: Float[Array, "B T V"],
   positions: Int[Array, "B T"],
   rows: Rows,
@@ -92,13 +106,13 @@ def choose(
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
   logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
   greedy = _argmax(logits)
-  if not decoder.sampled:
+  if sampling == Sampling.GREEDY:
     return greedy, logits, logits
   temperature = rows.temperature[:, None, None]
   sampled = temperature > 0
   scaled = logits / jnp.maximum(temperature, _LEAST_TEMPERATURE)
   kept = scaled
-  if decoder.filtered:
+  if sampling == Sampling.FILTERED:
     kept = jnp.where(_kept(scaled, rows), scaled, -jnp.inf)
   noisy = kept + _gumbel(rows.seed, positions, logits.shape[-1])
   token = jnp.where(sampled[..., 0], _argmax(noisy), greedy)
@@ -109,6 +123,15 @@ def choose(
   )
 
 
+def _asked(state: DecodeState) -> Int[Array, ""]:
+  """The cheapest Sampling that serves the rows that run."""
+  rows = state.rows
+  sampled = state.running & (rows.temperature > 0)
+  filters = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
+  filtered = (sampled & filters).any()
+  return sampled.any().astype(jnp.int32) + filtered.astype(jnp.int32)
+
+
 def confidence(
   logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
@@ -117,16 +140,11 @@ def confidence(
   return jnp.exp(chosen - jax.nn.logsumexp(logits, -1))
 
 
-def trace(
-  decoder: Decoder,
-  state: DecodeState,
-  picked: Picked,
-  sure: Float[Array, "B C"],
-) -> DecodeState:
-  """Keeps what a pass proposed, if the run is traced."""
-  if not decoder.traced:
-    return state
-  return replace(state, proposed=Proposed(picked.token, sure))
+def proposal(
+  decoder: Decoder, picked: Picked, sure: Float[Array, "B C"]
+) -> Proposed | None:
+  """What a pass proposed, if the run is traced."""
+  return Proposed(picked.token, sure) if decoder.traced else None
 
 
 def _with_logprobs(

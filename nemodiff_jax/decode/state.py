@@ -1,6 +1,7 @@
-"""The state of a batch, and the pass that every mode runs."""
+"""The data of decoding: what is asked, what changes, and what a pass emits."""
 
 import dataclasses
+import enum
 from dataclasses import replace
 
 import jax
@@ -8,12 +9,21 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from nemodiff_jax.nn.attention import CachedPass
+from nemodiff_jax.decode.mode import Mode
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.lora import LoraLayer
-from nemodiff_jax.nn.model import Params, Transformer, cached_pass
+from nemodiff_jax.nn.model import Params, Transformer
+from pallas_kernels.range_attention import PAGE
 
 RUNNING, STOPPED, FULL = 0, 1, 2  # Values of DecodeState.status.
+
+
+class Sampling(enum.IntEnum):
+  """What the rows of a pass ask of its logits, the cheapest first."""
+
+  GREEDY = 0  # No row has a temperature.
+  PLAIN = 1  # Some row has, none filters.
+  FILTERED = 2  # Some row with a temperature sets top_k, top_p or min_p.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +32,10 @@ class Decoder:
 
   Attributes:
     module: the model.
-    mode: one of config.MODES.
+    mode: how it decodes.
     block: C; 1 in ar mode.
-    sampled: whether any row has a temperature above 0.
-    filtered: whether any such row sets top_k, top_p or min_p.
+    sampling: what its rows ask of the logits; None: found in every pass, from
+      the rows that run.
     logprobs: keep the log-probability of each token, and of this many of the
       likeliest; None: keep none.
     traced: keep what each pass proposed.
@@ -33,10 +43,9 @@ class Decoder:
   """
 
   module: Transformer
-  mode: str
+  mode: Mode
   block: int
-  sampled: bool = False
-  filtered: bool = False
+  sampling: Sampling | None = Sampling.GREEDY
   logprobs: int | None = None
   traced: bool = False
   attention: str | None = None
@@ -87,30 +96,22 @@ class Proposed:
   confidence: Float[Array, "B C"]
 
 
-def select(mask: Bool[Array, "B T"], a: Picked, b: Picked) -> Picked:
-  """A where the mask is set, b elsewhere."""
+@struct.dataclass
+class Emitted:
+  """What a pass added to each row.
 
-  def one(x, y):
-    wide = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
-    return jnp.where(wide, x, y)
+  Attributes:
+    picked: [B, T] tokens; of row b, the first count[b] are new.
+    count: [B] how many.
+    cycle: [B] tokens that the verification of a draft confirmed, before the
+      output is cut; 0 where the pass was none.
+    proposed: what the pass would put in each slot; None unless traced.
+  """
 
-  return jax.tree.map(one, a, b)
-
-
-def unpicked(
-  decoder: Decoder, batch: int, slots: int, token: int | Array
-) -> Picked:
-  """Slots that hold `token` (of all, or [B, 1]) and no probabilities."""
-  k, shape = decoder.logprobs, (batch, slots)
-  tokens = jnp.full(shape, token, jnp.int32)
-  if k is None:
-    return Picked(tokens)
-  return Picked(
-    tokens,
-    jnp.full(shape, jnp.nan),
-    jnp.zeros((*shape, k), jnp.int32),
-    jnp.full((*shape, k), jnp.nan),
-  )
+  picked: Picked
+  count: Int[Array, "B"]
+  cycle: Int[Array, "B"]
+  proposed: Proposed | None = None
 
 
 @struct.dataclass
@@ -161,40 +162,40 @@ class Rows:
 
 @struct.dataclass
 class DecodeState:
-  """Everything that changes from pass to pass.
+  """Everything that changes from pass to pass; few numbers but for the cache.
 
   Attributes:
     cache: keys and values; of row b, the first lengths[b] positions count.
+    table: [B, M] the pages of each row in it.
     rows: what each row asked for.
     lengths: [B] committed positions.
     block: [B, C] the tokens of the next pass; the mask id is an open slot.
-    proposed: what the last pass would put in each slot, and how sure it was;
-      None unless traced.
-    phase: [B] what the next pass is for the row; 0 and 1 as the mode says.
+    phase: [B] what the next pass is for the row, by Mode.phases.
     turn: [B] denoising passes the block has had.
     masked: [B] open slots the block began with.
-    output: [B, S] what was generated; of row b, the first count[b] count.
-    count: [B] tokens known.
+    thought: [B] whether the output holds the end-of-thinking token.
+    count: [B] tokens generated.
     nfe: [B] passes that ran for the row.
     status: [B] RUNNING, STOPPED or FULL.
-    accepted: [B, S] tokens accepted per cycle (speculative modes).
-    cycles: [B] cycles that ran.
   """
 
   cache: KVCache
+  table: Int[Array, "B M"]
   rows: Rows
   lengths: Int[Array, "B"]
   block: Picked
-  proposed: Proposed | None
   phase: Int[Array, "B"]
   turn: Int[Array, "B"]
   masked: Int[Array, "B"]
-  output: Picked
+  thought: Bool[Array, "B"]
   count: Int[Array, "B"]
   nfe: Int[Array, "B"]
   status: Int[Array, "B"]
-  accepted: Int[Array, "B S"]
-  cycles: Int[Array, "B"]
+
+  @property
+  def capacity(self) -> int:
+    """Positions that a row's pages hold."""
+    return self.table.shape[1] * PAGE
 
   @property
   def running(self) -> Bool[Array, "B"]:
@@ -202,82 +203,50 @@ class DecodeState:
     return self.status == RUNNING
 
 
+def unpicked(
+  decoder: Decoder, batch: int, slots: int, token: int | Array
+) -> Picked:
+  """Slots that hold `token` (of all, or [B, 1]) and no probabilities."""
+  k, shape = decoder.logprobs, (batch, slots)
+  tokens = jnp.full(shape, token, jnp.int32)
+  if k is None:
+    return Picked(tokens)
+  return Picked(
+    tokens,
+    jnp.full(shape, jnp.nan),
+    jnp.zeros((*shape, k), jnp.int32),
+    jnp.full((*shape, k), jnp.nan),
+  )
+
+
 def new_state(
-  decoder: Decoder, cache: KVCache, rows: Rows, lengths: Int[Array, "B"]
+  decoder: Decoder,
+  cache: KVCache,
+  table: Int[Array, "B M"],
+  rows: Rows,
+  lengths: Int[Array, "B"],
 ) -> DecodeState:
   """The state right after the prefill; rows of length 0 are padding.
 
   `rows.think_at` still counts from the first generated token.
   """
-  batch, capacity = lengths.shape[0], cache.capacity
+  batch = lengths.shape[0]
   think_at = jnp.where(rows.think_at >= 0, rows.think_at + lengths, -1)
-  rows = replace(rows, think_at=think_at)
 
-  def zeros(*shape: int) -> Array:  # One array a field: they are donated.
-    return jnp.zeros((batch, *shape), jnp.int32)
+  def zeros(dtype=jnp.int32) -> Array:  # One array a field: they are donated.
+    return jnp.zeros(batch, dtype)
 
   return DecodeState(
     cache=cache,
-    rows=rows,
+    table=table,
+    rows=replace(rows, think_at=think_at),
     lengths=lengths,
     block=unpicked(decoder, batch, decoder.block, 0),
-    proposed=Proposed(
-      jnp.zeros((batch, decoder.block), jnp.int32),
-      jnp.zeros((batch, decoder.block)),
-    )
-    if decoder.traced
-    else None,
     phase=zeros(),
     turn=zeros(),
     masked=zeros(),
-    output=unpicked(decoder, batch, capacity, 0),
+    thought=zeros(bool),
     count=zeros(),
     nfe=zeros(),
     status=jnp.where(lengths > 0, RUNNING, FULL).astype(jnp.int32),
-    accepted=zeros(capacity),
-    cycles=zeros(),
   )
-
-
-def block_pass(
-  decoder: Decoder,
-  weights: Weights,
-  state: DecodeState,
-  causal: Bool[Array, "B"],
-  lora: tuple[LoraLayer, ...] | None = None,
-) -> tuple[Float[Array, "B C D"], DecodeState]:
-  """Hidden states of each row's block behind its committed prefix.
-
-  A causal row sees, from slot i, the prefix and slots 0..i; any other row
-  sees the whole block. `lora` works in the rows that are not causal.
-  Rows that have ended see and write nothing. Raises nfe by one.
-  """
-  slots = jnp.arange(state.block.token.shape[1], dtype=jnp.int32)[None]
-  positions = state.lengths[:, None] + slots
-  whole = jnp.broadcast_to(positions[:, -1:], positions.shape)
-  k_end = jnp.where(causal[:, None], positions, whole) + 1
-  on = state.running[:, None]
-  where = CachedPass(
-    positions=positions,
-    slots=jnp.where(on, positions, state.cache.capacity),
-    k_end=jnp.where(on, k_end, 0),
-    attention=decoder.attention,
-  )
-  hidden, cache = cached_pass(
-    decoder.module,
-    weights.params,
-    state.block.token,
-    where,
-    state.cache,
-    lora,
-    ~causal,
-  )
-  nfe = state.nfe + state.running.astype(jnp.int32)
-  return hidden, replace(state, cache=cache, nfe=nfe)
-
-
-def fresh_block(decoder: Decoder, first: Picked) -> Picked:
-  """[first, mask, mask, ...] of first [B, 1]."""
-  batch = first.token.shape[0]
-  masks = unpicked(decoder, batch, decoder.block - 1, decoder.mask_id)
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), first, masks)

@@ -6,18 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from nemodiff_jax.decode.generate import Moment
-
-PHASES = {
-  "ar": ("ar", "ar"),
-  "diffusion": ("denoise", "commit"),
-  "linear_spec": ("draft", "verify"),
-  "quadratic_spec": ("quadratic", "quadratic"),
-}
+from nemodiff_jax.decode.generate import Step
+from nemodiff_jax.decode.modes import MODES
 
 
-def trace_passes(moments: Iterable[Moment]) -> Iterator[dict[str, Any]]:
-  """One entry per pass of row 0, from moments of a traced run.
+def trace_passes(steps: Iterable[Step]) -> Iterator[dict[str, Any]]:
+  """One entry per pass of row 0, from the steps of a traced run.
 
   An entry holds: `nfe` after the pass; `phase`, what the pass was; `start`,
   the position of slot 0; `canvas`, the block that went in (the mask id is an
@@ -26,45 +20,41 @@ def trace_passes(moments: Iterable[Moment]) -> Iterator[dict[str, Any]]:
   confirmed; `tokens`, the output after the pass; `ended`.
   """
   before = None
-  for moment in moments:
-    now = _row(moment)
+  for step in steps:
+    now = _row(step)
     if before is not None:
-      yield _entry(moment.config.mode, before, now)
+      yield _entry(step, before, now)
     before = now
 
 
-def _row(moment: Moment) -> dict[str, Any]:
-  """What a trace needs of row 0, copied to the host."""
-  state = moment.state
-  kept = {
-    "block": state.block.token[0],
-    "proposed": state.proposed,
-    "tokens": state.output.token[0],
-    "accepted": state.accepted[0],
-  }
-  for name in ("phase", "lengths", "count", "nfe", "cycles", "status"):
-    kept[name] = getattr(state, name)[0]
-  return jax.tree.map(np.asarray, jax.device_get(kept))
+def _row(step: Step) -> dict[str, Any]:
+  """What the next pass of row 0 begins with, copied to the host."""
+  state = step.state
+  kept = {"block": state.block.token, "phase": state.phase}
+  kept["lengths"] = state.lengths
+  return {k: np.asarray(x)[0] for k, x in jax.device_get(kept).items()}
 
 
 def _entry(
-  mode: str, before: dict[str, Any], now: dict[str, Any]
+  step: Step, before: dict[str, Any], now: dict[str, Any]
 ) -> dict[str, Any]:
-  phase = PHASES[mode][int(before["phase"])]
-  proposed = now["proposed"]
+  mode, phase = MODES[step.config.mode], int(before["phase"])
+  output, proposed = step.outputs[0], step.emitted.proposed
+  if proposed is None:
+    raise ValueError("a trace needs the steps of a run with traced=True.")
   entry: dict[str, Any] = {
-    "nfe": int(now["nfe"]),
-    "phase": phase,
+    "nfe": output.nfe,
+    "phase": mode.phases[phase],
     "start": int(before["lengths"]),
     "canvas": before["block"].tolist(),
     "proposed": proposed.token[0].tolist(),
     "confidence": [round(float(c), 4) for c in proposed.confidence[0]],
   }
-  if phase in ("denoise", "draft"):
+  if mode.reveals and phase == 0:
     changed = before["block"] != now["block"]
     entry["revealed"] = np.flatnonzero(changed).tolist()
-  if now["cycles"] > before["cycles"]:
-    entry["accepted"] = int(now["accepted"][before["cycles"]])
-  entry["tokens"] = now["tokens"][: now["count"]].tolist()
-  entry["ended"] = bool(now["status"])
+  if step.emitted.cycle[0]:
+    entry["accepted"] = int(step.emitted.cycle[0])
+  entry["tokens"] = list(output.token_ids)
+  entry["ended"] = bool(output.status)
   return entry

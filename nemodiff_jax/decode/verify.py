@@ -10,7 +10,9 @@ from jaxtyping import Array, Int
 from nemodiff_jax.decode.emit import emit
 from nemodiff_jax.decode.state import (
   DecodeState,
+  Emitted,
   Picked,
+  Proposed,
 )
 
 
@@ -50,20 +52,15 @@ def last_accepted(verified: Picked, count: Int[Array, "B"]) -> Picked:
 
 
 def take_accepted(
-  state: DecodeState, verified: Picked, count: Int[Array, "B"]
-) -> DecodeState:
-  """Commits and emits count[b] tokens of each row, and logs the cycle.
+  state: DecodeState,
+  verified: Picked,
+  count: Int[Array, "B"],
+  proposed: Proposed | None,
+) -> tuple[DecodeState, Emitted]:
+  """Commits and emits count[b] tokens of each row.
 
   A count of 0 leaves the row as it was.
   """
   count = jnp.where(state.running, count, 0)
-  cycle = count > 0
-  row = jnp.arange(count.shape[0], dtype=jnp.int32)
-  at = jnp.where(cycle, state.cycles, state.accepted.shape[1])
-  state = replace(
-    state,
-    accepted=state.accepted.at[row, at].set(count, mode="drop"),
-    cycles=state.cycles + cycle.astype(jnp.int32),
-    lengths=state.lengths + count,
-  )
-  return emit(state, verified, count)
+  state = replace(state, lengths=state.lengths + count)
+  return emit(state, verified, count, proposed, cycle=count)

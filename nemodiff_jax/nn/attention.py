@@ -66,6 +66,7 @@ class CachedPass:
   Attributes:
     positions: [B, T] for RoPE and the query scale.
     slots: [B, T] cache positions to write; >= capacity: not written.
+    table: [B, M] pages of each row in the cache's pools.
     k_end: [B, T] one past the last cached key a query sees; 0: none.
     local: C where the tokens are rows of [draft, C masks] whose masks also
       see each other (quadratic self-speculation); None otherwise.
@@ -75,19 +76,20 @@ class CachedPass:
   positions: Int[Array, "B T"]
   slots: Int[Array, "B T"]
   k_end: Int[Array, "B T"]
+  table: Int[Array, "B M"]
   local: int | None = struct.field(pytree_node=False, default=None)
   attention: str | None = struct.field(pytree_node=False, default=None)
 
   def attend(
     self, q: Array, k: Array, v: Array, memory: tuple[Array, Array]
   ) -> tuple[Array, tuple[Array, Array]]:
-    """Writes k and v into the layer's cache, then attends to its range."""
+    """Writes k and v into the layer's pools, then attends to its range."""
     memory = (
-      kv_cache.write(memory[0], k, self.slots),
-      kv_cache.write(memory[1], v, self.slots),
+      kv_cache.write(memory[0], k, self.slots, self.table),
+      kv_cache.write(memory[1], v, self.slots, self.table),
     )
     out, lse = range_attention(
-      q, *memory, self.k_end, implementation=self.attention
+      q, *memory, self.k_end, table=self.table, implementation=self.attention
     )
     if self.local is not None:
       out = _with_local(out, lse, q, k, v, self.local)

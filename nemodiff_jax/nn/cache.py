@@ -1,7 +1,9 @@
-"""The key/value cache: one array per layer, and no bookkeeping.
+"""The key/value cache: a pool of pages per layer, and no bookkeeping.
 
-What of it counts is decided elsewhere, by the one `lengths` vector of the
-decoding state: a pass overwrites what lies beyond.
+A page holds PAGE positions of one row; which, a table says: position s of row
+b is pool[table[b, s // PAGE], s % PAGE]. What of it counts is decided
+elsewhere, by the one `lengths` vector of the decoding state: a pass overwrites
+what lies beyond.
 """
 
 import functools
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.sharding import HEADS
+from pallas_kernels.range_attention import PAGE
 
 
 @struct.dataclass
@@ -22,29 +25,23 @@ class KVCache:
   """Keys and values of every layer.
 
   Attributes:
-    k: L arrays [B, S, K, H], after RoPE.
-    v: L arrays [B, S, K, H].
+    k: L pools [P, PAGE, K, H], after RoPE.
+    v: L pools [P, PAGE, K, H].
   """
 
-  k: tuple[Float[Array, "B S K H"], ...]
-  v: tuple[Float[Array, "B S K H"], ...]
-
-  @property
-  def capacity(self) -> int:
-    """S, the positions a row has room for."""
-    return self.k[0].shape[1]
+  k: tuple[Float[Array, "P page K H"], ...]
+  v: tuple[Float[Array, "P page K H"], ...]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def init_cache(
   config: ModelConfig,
-  batch: int,
-  capacity: int,
+  pages: int,
   dtype=jnp.float32,
   mesh: Mesh | None = None,
 ) -> KVCache:
-  """An empty cache (zeros) for `batch` rows of `capacity` positions."""
-  shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+  """An empty cache (zeros) of so many pages."""
+  shape = (pages, PAGE, config.num_kv_heads, config.head_dim)
   device = None if mesh is None else NamedSharding(mesh, HEADS)
   zeros = lambda: tuple(
     jnp.zeros(shape, dtype, device=device) for _ in range(config.num_layers)
@@ -52,28 +49,47 @@ def init_cache(
   return KVCache(k=zeros(), v=zeros())
 
 
+def pages_for(positions: int) -> int:
+  """Pages that hold so many positions of a row."""
+  return -(-positions // PAGE)
+
+
+def own_pages(batch: int, capacity: int) -> Int[Array, "B M"]:
+  """The table of rows that lie behind each other, each with its own pages."""
+  pages = pages_for(capacity)
+  return jnp.arange(batch * pages, dtype=jnp.int32).reshape(batch, pages)
+
+
 def write(
-  cache: Float[Array, "B S K H"],
+  pool: Float[Array, "P page K H"],
   new: Float[Array, "B T K H"],
   slots: Int[Array, "B T"],
-) -> Float[Array, "B S K H"]:
-  """Puts new[b, t] at position slots[b, t]; a slot >= S is dropped.
+  table: Int[Array, "B M"],
+) -> Float[Array, "P page K H"]:
+  """Puts new[b, t] at position slots[b, t] of row b, where it has a page.
 
-  Dropped, never clamped: a clamped write would replace committed keys. The
-  slots of a row that are not dropped must differ, since a GPU then stores
-  where it would compare and swap.
+  A position behind the table, or whose entry is P, is dropped. Dropped, never
+  clamped: a clamped write would replace committed keys. The slots of a row
+  that are not dropped must differ, since a GPU then stores where it would
+  compare and swap.
   """
+  pages = pool.shape[0]
+  page = jnp.take_along_axis(
+    table, slots // PAGE, 1, mode="fill", fill_value=pages
+  )
 
-  def put(cache: Array, new: Array, slots: Array) -> Array:
-    rows = jnp.arange(cache.shape[0], dtype=slots.dtype)[:, None]
-    return cache.at[rows, slots].set(new, mode="drop", unique_indices=True)
+  def put(pool: Array, new: Array, page: Array, slots: Array) -> Array:
+    at = pool.at[page, slots % PAGE]
+    return at.set(new, mode="drop", unique_indices=True)
 
-  def put_two(cache: Array, new: Array, slots: Array) -> Array:
+  def put_two(pool: Array, new: Array, page: Array, slots: Array) -> Array:
     new = jnp.pad(new, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=cache.shape[1])
-    return put(cache, new, slots)
+    page = jnp.pad(page, ((0, 0), (0, 1)), constant_values=pages)
+    return put(pool, new, page, jnp.pad(slots, ((0, 0), (0, 1))))
 
   if slots.size > 1:
-    return put(cache, new, slots)
+    return put(pool, new, page, slots)
   # XLA cuts the write of a single slot into two kernels on a GPU, of two not.
-  return lax.platform_dependent(cache, new, slots, cpu=put, default=put_two)
+  return lax.platform_dependent(
+    pool, new, page, slots, cpu=put, default=put_two
+  )

@@ -30,6 +30,7 @@ class Scheduler:
     pool: the pages.
     queue: requests that wait, preempted ones included.
     preemptions: how often a row gave its pages to an older one.
+    chunk: prompt tokens that the next visit may read.
   """
 
   def __init__(
@@ -61,7 +62,7 @@ class Scheduler:
     self.preemptions = 0
     self._rows = rows
     self._block = block
-    self._chunk = chunk
+    self.chunk = chunk
     self._pace = Pace(block, cycle, passes, widths)
     self._widths = widths
     self._arrivals = 0
@@ -250,7 +251,7 @@ class Scheduler:
 
   def _read_prompts(self, passes: int) -> list[Chunk]:
     """The chunks of this visit: prompts one after the other, in order."""
-    budget, chunks = self._chunk, []
+    budget, chunks = self.chunk, []
     while budget:
       row = self._reading or self._admit(passes)
       if row is None:

@@ -98,10 +98,10 @@ def test_aot_gate_sees_a_state_that_is_not_donated():
   """The gate can fail: without donation every cache is copied."""
   model = dataclasses.replace(preset("8b"), num_layers=1)
   program = Program(model, "ar", attention="xla")
-  state = jax.eval_shape(program.state)
+  begun = jax.eval_shape(program.begun)
   kept = jax.jit(driver.run.__wrapped__, static_argnames="decoder")
   done = aot.compile_for(
-    "h200", kept, program.decoder, program.weights(), state
+    "h200", kept, program.decoder, program.weights(), *begun
   )
   elements = 4096 * model.num_kv_heads * model.head_dim
   assert decode_aot.copies(done.as_text(), elements) >= 2

@@ -1,5 +1,6 @@
 """cli.chat through a pseudo-terminal, and the cache it keeps."""
 
+import collections
 import io
 import os
 import pty
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from absl.testing import flagsaver
 
@@ -19,7 +19,7 @@ from nemodiff_jax import streams
 from nemodiff_jax.cli import chat as chat_command
 from nemodiff_jax.cli import main as process
 from nemodiff_jax.decode.config import RowSettings, decode_config
-from nemodiff_jax.decode.generate import Kept
+from nemodiff_jax.engines import open_engine
 from tests import helpers
 from tests.decode.test_modes import MODES
 
@@ -29,37 +29,46 @@ def last(items):
   return output
 
 
+def reply(engine, prompt, row):
+  made = engine.submit(prompt, row, stream=True)
+  collections.deque(engine.run(), maxlen=0)
+  return made
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_kept_cache_changes_nothing(folder, mode):
+def test_reused_pages_change_nothing(folder, mode):
   """A second turn that reads only what is new says what a fresh one says."""
   model = nd.load(str(folder))
   config = decode_config(model.config, mode, **MODES[mode])
   row = RowSettings(12)
-  kept = Kept()
-  prompt = helpers.prompts_of(model.config, (40,))[0]
-  first = last(streams.watch(model, config, prompt, row, kept=kept))
-  assert kept.reused == 0
-  more = [*prompt, *first.token_ids[:-1], 70, 71, 72]
-  again = last(streams.watch(model, config, more, row, kept=kept))
-  assert kept.reused >= len(prompt)
-  assert again == last(streams.watch(model, config, more, row))
+  fresh = lambda prompt: last(streams.watch(model, config, prompt, row))
+  engine = open_engine(model, config, rows=1, max_length=400)
+  prompt = helpers.prompts_of(model.config, (140,))[0]
+  first = reply(engine, prompt, row)
+  assert first.request.reused == 0
+  more = [*prompt, *first.output.token_ids[:-1], 70, 71, 72]
   other = prompt[:10] + more[30:]  # The conversation was changed at 10.
-  again = last(streams.watch(model, config, other, row, kept=kept))
-  assert 10 <= kept.reused < 20
-  assert again == last(streams.watch(model, config, other, row))
+  for turn, reused in ((more, 128), (other, 0), (prompt, 128)):
+    made, want = reply(engine, turn, row), fresh(turn)
+    assert made.request.reused == reused
+    got = made.output.result()
+    assert (got.token_ids, got.nfe) == (want.token_ids, want.nfe)
+    assert got.accepted == want.accepted and made.output.text == want.text
 
 
-def test_a_reply_broken_off_leaves_a_good_cache(folder):
+def test_a_reply_broken_off_leaves_good_pages(folder):
   model = nd.load(str(folder))
-  config, row, kept = decode_config(model.config, "ar"), RowSettings(30), Kept()
-  prompt = helpers.prompts_of(model.config, (20,))[0]
-  whole = last(streams.watch(model, config, prompt, row))
-  run = streams.watch(model, config, prompt, row, kept=kept)
+  config, row = decode_config(model.config, "ar"), RowSettings(30)
+  engine = open_engine(model, config, rows=1, max_length=400)
+  prompt = helpers.prompts_of(model.config, (130,))[0]
+  made = engine.submit(prompt, row, stream=True)
   for _ in range(9):
-    next(run)
-  run.close()
-  again = last(streams.watch(model, config, prompt, row, kept=kept))
-  assert again == whole and kept.reused == 19
+    engine.step()
+  assert engine.cancel(made) and not engine.cancel(made)
+  again = reply(engine, prompt, row)
+  want = last(streams.watch(model, config, prompt, row))
+  assert again.output.token_ids == want.token_ids
+  assert again.request.reused == 128
 
 
 class Terminal:
@@ -113,7 +122,7 @@ def test_chat_in_a_terminal(chatty):
   chat.say("/mode linear_spec")
   chat.until(r"\[linear_spec, block 8\][\s\S]*> ")
   chat.say("w30")
-  seen = chat.until(r"\[linear_spec: .* prompt tokens kept\][\s\S]*> ")
+  seen = chat.until(r"\[linear_spec: .* prompt tokens reused\][\s\S]*> ")
   assert (
     int(re.search(r"passes, (\d+) of", seen)[1]) == 4
   )  # As far as the template repeats itself.
@@ -151,7 +160,7 @@ def test_a_chat_outlives_bytes_that_are_no_text_and_sigterm_ends_it(
   chat.say("/mode linear_spec")
   chat.until(r"\[linear_spec, block 4\][\s\S]*> ")
   chat.say("w20")  # The line before is no part of the conversation.
-  chat.until(r"passes, 0 of 4 prompt tokens kept\][\s\S]*> ")
+  chat.until(r"passes, 0 of 4 prompt tokens reused\][\s\S]*> ")
   chat.process.send_signal(signal.SIGTERM)
   assert chat.process.wait(60) == 143
 
@@ -201,9 +210,3 @@ def test_chat_without_a_template(tmp_path, tiny):
   )  # fmt: skip
   assert done.returncode == 2
   assert "needs a chat template" in done.stderr
-
-
-def test_kept_needs_room():
-  kept = Kept()
-  assert kept.reuse([1, 2, 3], 128) == (None, 0)
-  assert np.array_equal(kept.ids, [])

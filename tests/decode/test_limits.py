@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemodiff_jax.decode import sampling
+from nemodiff_jax.decode import ar, sampling
 from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.config import (
   MODES,
@@ -16,7 +16,7 @@ from nemodiff_jax.decode.config import (
   decode_config,
 )
 from nemodiff_jax.decode.rows import make_rows
-from nemodiff_jax.decode.state import Decoder
+from nemodiff_jax.decode.state import Decoder, Sampling
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import Transformer
@@ -148,13 +148,13 @@ def test_top_k_keeps_k_of_equal_logits(k):
 
 @pytest.mark.parametrize("temperature", [1e-45, 1.2e-38, 1e-30, 1e-6])
 def test_a_tiny_temperature_is_greedy(temperature):
-  decoder = Decoder(Transformer(TINY), "ar", 1, sampled=True)
+  decoder = Decoder(Transformer(TINY), ar.MODE, 1)
   logits = np.random.default_rng(1).standard_normal((1, 50, 97)) * 9
   logits = jnp.asarray(logits, jnp.float32)
   row = RowSettings(9, temperature)
   rows = make_rows(TINY, decode_config(TINY), [row])
   at = jnp.arange(50, dtype=jnp.int32)[None]
-  token, *_ = sampling.choose(decoder, logits, at, rows)
+  token, *_ = sampling.choose(decoder, Sampling.PLAIN, logits, at, rows)
   quiet = np.array(logits)
   quiet[..., TINY.mask_id] = -np.inf
   np.testing.assert_array_equal(token, quiet.argmax(-1))

@@ -12,6 +12,7 @@ from nemodiff_jax.decode.commit import reveal
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import Transformer
+from pallas_kernels.range_attention import PAGE
 from tests import twin
 
 SMALL = dataclasses.replace(
@@ -28,16 +29,23 @@ SMALL = dataclasses.replace(
 )
 
 
-def compiled_bytes(decoder, weights, state, prompt):
+def compiled_bytes(decoder, weights, state, log, prompt):
   """Arguments of the loop, and the most that one of its programs adds."""
   batch = state.lengths.shape[0]
-  masks = decoder.block if decoder.mode == "quadratic_spec" else 0
+  masks = decoder.mode.masks(decoder.block)
   chunk = jax.ShapeDtypeStruct(
     (batch, prefill.chunk_width(prompt, masks)), jnp.int32
   )
-  loop = driver.run.lower(decoder, weights, state)
+  loop = driver.run.lower(decoder, weights, state, log)
   begin = prefill._begin.lower(
-    decoder, weights, state.cache, chunk, chunk, state.lengths, state.rows
+    decoder,
+    weights,
+    state.cache,
+    state.table,
+    chunk,
+    chunk,
+    state.lengths,
+    state.rows,
   )
   loop, begin = (x.compile().memory_analysis() for x in (loop, begin))
   return loop.argument_size_in_bytes, max(
@@ -62,10 +70,10 @@ def compiled_bytes(decoder, weights, state, prompt):
 def test_estimate_is_what_is_compiled(mode, batch, prompt, new, row):
   config = decode_config(SMALL, mode)
   asked = RowSettings(new, **row)
-  decoder, weights, state = abstract_decode(
+  program = abstract_decode(
     Transformer(SMALL), config, batch=batch, prompt=prompt, row=asked
   )
-  arguments, work = compiled_bytes(decoder, weights, state, prompt)
+  arguments, work = compiled_bytes(*program, prompt)
   needs = memory.estimate(
     SMALL, config, "float32", batch, prompt, new, settings=[asked]
   )
@@ -102,8 +110,8 @@ def test_capacity_is_what_the_row_can_reach(mode, prompt):
     needed = prompt + new + block
     capacity = rows.cache_capacity(model, config, prompt, new)
     assert needed <= capacity <= max(needed + 127, needed * 1.25)
-    assert capacity <= -(-(model.max_positions + block) // 8) * 8
-    assert capacity % 8 == 0  # What the kernels can serve.
+    assert capacity <= -(-(model.max_positions + block) // PAGE) * PAGE
+    assert capacity % PAGE == 0
 
 
 def test_block_length_costs_ar_nothing():
@@ -120,7 +128,7 @@ def test_a_row_as_long_as_the_model_is_decoded(tiny, mode):
   row = RowSettings(5, ignore_eos=True)
   short = dataclasses.replace(tiny.config, max_positions=limit)
   capacity = rows.cache_capacity(short, config, len(prompt), 5)
-  assert capacity <= limit + size
+  assert capacity == PAGE
   found = dataclasses.replace(tiny, config=short).decode(
     config, [prompt], [row]
   )

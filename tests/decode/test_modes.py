@@ -229,8 +229,8 @@ def test_generator_matches_loop(tiny, mode):
   prompts = helpers.prompts_of(tiny.config, SIZES[:4])
   settings = rows(EOS_HEAVY)[:4]
   steps = [
-    moment.results()
-    for moment in stream_ids(
+    step.results()
+    for step in stream_ids(
       tiny.module, tiny.weights(True), config, prompts, settings
     )
   ]

@@ -157,7 +157,7 @@ def test_a_budget_that_is_not_needed_changes_nothing(tiny):
         assert again[row].token_ids == found.token_ids
 
 
-def moments(tiny, mode, tokens=20):
+def steps_of(tiny, mode, tokens=20):
   config = decode_config(tiny.config, mode, **MODES[mode])
   prompt = helpers.prompts_of(tiny.config, (9,))
   return config, prompt, stream_ids(
@@ -168,7 +168,7 @@ def moments(tiny, mode, tokens=20):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_trace_tells_every_pass(tiny, mode):
-  config, prompt, run_ = moments(tiny, mode)
+  config, prompt, run_ = steps_of(tiny, mode)
   entries = list(trace_passes(run_))
   want = tiny.decode(config, prompt, [RowSettings(20)], lora=True)[0]
   assert entries[-1]["tokens"] == want.token_ids and entries[-1]["ended"]
@@ -187,7 +187,7 @@ def test_trace_tells_every_pass(tiny, mode):
 
 
 def test_trace_replays_the_threshold_rule(tiny):
-  config, _, run_ = moments(tiny, "diffusion", 16)
+  config, _, run_ = steps_of(tiny, "diffusion", 16)
   for entry in trace_passes(run_):
     if entry["phase"] != "denoise":
       continue
@@ -199,14 +199,14 @@ def test_trace_replays_the_threshold_rule(tiny):
 
 
 def test_untraced_states_hold_no_proposals(tiny):
-  _, _, run_ = moments(tiny, "ar", 2)
-  assert next(run_).state.proposed is not None
+  _, _, run_ = steps_of(tiny, "ar", 2)
+  assert [s.emitted.proposed for s in run_][-1] is not None
   config = decode_config(tiny.config, "ar")
   plain = stream_ids(
     tiny.module, tiny.weights(), config, [[7]], [RowSettings(2)]
   )
-  state = next(plain).state
-  assert state.proposed is None and state.output.logprob is None
+  emitted = [s.emitted for s in plain][-1]
+  assert emitted.proposed is None and emitted.picked.logprob is None
 
 
 @pytest.mark.parametrize(

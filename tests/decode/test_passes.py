@@ -10,9 +10,10 @@ import pytest
 
 from nemodiff_jax.decode import driver, generate, quadratic_spec, rows, sampling
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
+from nemodiff_jax.decode.log import new_log
+from nemodiff_jax.decode.passes import block_pass as hidden_pass
 from nemodiff_jax.decode.prefill import bucket, chunk_width
 from nemodiff_jax.decode.state import Picked
-from nemodiff_jax.decode.state import block_pass as hidden_pass
 from nemodiff_jax.nn.model import head
 from tests import helpers
 
@@ -23,9 +24,11 @@ def started(tiny, mode, size=8, sizes=SIZES, **row):
   config = decode_config(tiny.config, mode, block_length=size)
   prompts = helpers.prompts_of(tiny.config, sizes)
   settings = [RowSettings(max_new_tokens=30, **row)] * len(sizes)
-  return generate.start(
-    tiny.module, tiny.weights(True), config, prompts, settings
+  weights = tiny.weights(True)
+  decoder, state, emitted = generate.start(
+    tiny.module, weights, config, prompts, settings
   )
+  return decoder, weights, state, emitted
 
 
 def read(tiny, hidden):
@@ -38,7 +41,7 @@ def block_pass(decoder, weights, state, causal, lora=None):
 
 
 def test_quadratic_column_zero_is_verification(tiny):
-  decoder, weights, state = started(tiny, "quadratic_spec")
+  decoder, weights, state, _ = started(tiny, "quadratic_spec")
   hidden, after = quadratic_spec.quadratic_pass(decoder, weights, state)
   causal = jnp.ones(len(SIZES), bool)
   verified, kept = block_pass(decoder, weights, state, causal)
@@ -50,7 +53,7 @@ def test_quadratic_column_zero_is_verification(tiny):
 
 
 def test_quadratic_masks_are_a_draft_behind_each_prefix(tiny):
-  decoder, weights, state = started(tiny, "quadratic_spec")
+  decoder, weights, state, _ = started(tiny, "quadratic_spec")
   hidden, after = quadratic_spec.quadratic_pass(decoder, weights, state)
   masks = jnp.full_like(state.block.token, tiny.config.mask_id)
   everywhere = jnp.zeros(len(SIZES), bool)
@@ -63,7 +66,7 @@ def test_quadratic_masks_are_a_draft_behind_each_prefix(tiny):
 
 
 def test_quadratic_bootstrap_is_a_draft_behind_the_prompt(tiny):
-  decoder, weights, state = started(tiny, "quadratic_spec")
+  decoder, weights, state, emitted = started(tiny, "quadratic_spec")
   masks = jnp.full_like(state.block.token, tiny.config.mask_id)
   drafted, _ = block_pass(
     decoder,
@@ -77,13 +80,13 @@ def test_quadratic_bootstrap_is_a_draft_behind_the_prompt(tiny):
     state.block.token[:, 1:], quiet.argmax(-1)[:, 1:]
   )
   np.testing.assert_array_equal(
-    state.block.token[:, 0], state.output.token[:, 0]
+    state.block.token[:, 0], emitted.picked.token[:, 0]
   )
 
 
 def test_a_draft_leaves_nothing_behind(tiny):
   """A causal pass after a draft sees what it would have seen without it."""
-  decoder, weights, state = started(tiny, "linear_spec")
+  decoder, weights, state, _ = started(tiny, "linear_spec")
   block = jnp.arange(8, dtype=jnp.int32)[None] + jnp.full((3, 1), 40, jnp.int32)
   state = replace(state, block=Picked(block))
   causal, drafting = jnp.ones(3, bool), jnp.zeros(3, bool)
@@ -94,7 +97,7 @@ def test_a_draft_leaves_nothing_behind(tiny):
 
 
 def test_drafter_works_in_drafting_rows_only(tiny):
-  decoder, weights, state = started(tiny, "linear_spec")
+  decoder, weights, state, _ = started(tiny, "linear_spec")
   mixed = jnp.asarray([True, False, True])
   logits = lambda *lora: np.asarray(
     block_pass(decoder, weights, state, mixed, *lora)[0]
@@ -105,7 +108,7 @@ def test_drafter_works_in_drafting_rows_only(tiny):
 
 
 def test_ended_rows_see_and_write_nothing(tiny):
-  decoder, weights, state = started(tiny, "ar", size=1)
+  decoder, weights, state, _ = started(tiny, "ar", size=1)
   ended = replace(state, status=jnp.asarray([0, 1, 2], jnp.int32))
   _, after = block_pass(decoder, weights, ended, jnp.ones(3, bool))
   for old, new in zip(state.cache.k, after.cache.k, strict=True):
@@ -116,7 +119,7 @@ def test_ended_rows_see_and_write_nothing(tiny):
 
 def test_logits_do_not_grow_with_the_batch(tiny, monkeypatch):
   """A few rows at a time, with the same tokens and confidences."""
-  decoder, weights, state = started(tiny, "linear_spec", temperature=0.7)
+  decoder, weights, state, _ = started(tiny, "linear_spec", temperature=0.7)
   causal = jnp.ones(len(SIZES), bool)
   hidden, state = hidden_pass(decoder, weights, state, causal)
   at = state.lengths[:, None] + jnp.arange(8, dtype=jnp.int32)[None]
@@ -136,16 +139,18 @@ def test_logits_do_not_grow_with_the_batch(tiny, monkeypatch):
 
 
 def test_state_is_printable(tiny):
-  _, _, state = started(tiny, "diffusion")
+  _, _, state, _ = started(tiny, "diffusion")
   assert "lengths=Array([70,  3, 29]" in repr(state)
 
 
 @pytest.fixture(params=MODES)
 def compiled(tiny, request):
-  decoder, weights, state = started(
+  decoder, weights, state, _ = started(
     tiny, request.param, sizes=(100, 3), temperature=0.5, top_p=0.9
   )
-  return driver.run.lower(decoder, weights, state).compile().as_text(), state
+  log = new_log(decoder, 2, state.capacity)
+  loop = driver.run.lower(decoder, weights, state, log)
+  return loop.compile().as_text(), state
 
 
 def test_loop_copies_no_cache(compiled):
@@ -162,9 +167,9 @@ def test_loop_never_talks_to_the_host(compiled):
 
 
 def test_state_is_donated(tiny):
-  decoder, weights, state = started(tiny, "ar")
+  decoder, weights, state, _ = started(tiny, "ar")
   cache = state.cache.k[0]
-  driver.run(decoder, weights, state)
+  driver.run(decoder, weights, state, new_log(decoder, 3, 128))
   assert cache.is_deleted()
 
 

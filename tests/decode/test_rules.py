@@ -1,5 +1,7 @@
 """Reveal, schedule, acceptance, emission and sampling, against plain rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemodiff_jax.decode import sampling
+from nemodiff_jax.decode import ar, sampling
 from nemodiff_jax.decode.commit import reveal, schedule
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.emit import emit
@@ -18,15 +20,16 @@ from nemodiff_jax.decode.state import (
   STOPPED,
   Decoder,
   Picked,
+  Sampling,
   new_state,
 )
 from nemodiff_jax.decode.verify import accept
-from nemodiff_jax.nn.cache import init_cache
+from nemodiff_jax.nn.cache import init_cache, own_pages
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import Transformer
 
 CONFIG = preset("tiny")
-DECODER = Decoder(Transformer(CONFIG), "ar", 4)
+DECODER = Decoder(Transformer(CONFIG), ar.MODE, 4)
 ints = lambda *x: jnp.asarray(x, jnp.int32)
 
 
@@ -84,27 +87,45 @@ def row_state(max_new, stops=()):
     decode_config(CONFIG),
     [RowSettings(max_new, stop_token_ids=stops)],
   )
-  return new_state(DECODER, init_cache(CONFIG, 1, 16), rows, ints(3))
+  return new_state(
+    DECODER, init_cache(CONFIG, 1), own_pages(1, 16), rows, ints(3)
+  )
 
 
 def test_emit_cuts_at_the_first_stop_and_at_the_budget():
-  state = emit(row_state(3), Picked(ints([7, 8, 9, 10])), ints(2))
+  state, new = emit(row_state(3), Picked(ints([7, 8, 9, 10])), ints(2))
+  assert new.count.tolist() == [2]
   assert (state.count[0], state.status[0]) == (2, RUNNING)
-  state = emit(state, Picked(ints([11, 12, 13, 14])), ints(4))
-  assert state.output.token[0, :4].tolist() == [7, 8, 11, 0]
+  state, new = emit(state, Picked(ints([11, 12, 13, 14])), ints(4))
+  assert new.count.tolist() == [1]
   assert (state.count[0], state.status[0]) == (3, FULL)
-  again = emit(state, Picked(ints([1, 1, 1, 1])), ints(4))  # Ended rows stay.
+  again, new = emit(
+    state, Picked(ints([1, 1, 1, 1])), ints(4)
+  )  # Ended rows stay.
   assert (again.count[0], again.status[0]) == (3, FULL)
-  state = emit(row_state(9, (40,)), Picked(ints([7, 40, 2, 9])), ints(4))
+  assert new.count.tolist() == [0]
+  state, _ = emit(row_state(9, (40,)), Picked(ints([7, 40, 2, 9])), ints(4))
   assert (state.count[0], state.status[0]) == (2, STOPPED)
-  state = emit(
+  state, _ = emit(
     row_state(9), Picked(ints([7, 2, 9, 9])), ints(1)
   )  # 2 is not taken.
   assert (state.count[0], state.status[0]) == (1, RUNNING)
-  state = emit(
+  state, _ = emit(
     row_state(2), Picked(ints([7, 2, 9, 9])), ints(4)
   )  # Both: the stop.
   assert (state.count[0], state.status[0]) == (2, STOPPED)
+
+
+def test_tokens_behind_the_output_are_no_thoughts():
+  state = row_state(9)
+  rows = dataclasses.replace(state.rows, think_id=ints(2))
+  state = dataclasses.replace(state, rows=rows)
+  new = Picked(ints([7, 2, 9, 9]))
+  state, _ = emit(state, new, ints(1))  # 2 is not taken.
+  assert not state.thought[0]
+  state, _ = emit(state, new, ints(2))
+  assert state.thought[0]
+  assert emit(state, Picked(ints([7])), ints(1))[0].thought[0]  # It stays.
 
 
 def plain_filter(scaled, top_k, top_p, min_p):
@@ -139,19 +160,17 @@ def test_filters_keep_what_the_plain_rules_keep(top_k, top_p, min_p):
 
 
 def test_samples_follow_the_distribution():
-  decoder = Decoder(DECODER.module, "ar", 1, sampled=True)
   logits = jnp.log(jnp.asarray([0.1, 0.2, 0.3, 0.4] + [1e-30] * 93))
   settings_ = [RowSettings(9, 1.0, seed=s) for s in range(40)]
   rows = make_rows(CONFIG, decode_config(CONFIG), settings_)
   wide = jnp.broadcast_to(logits[None, None], (40, 100, 97))
   pos = jnp.broadcast_to(jnp.arange(100)[None], (40, 100))
-  tokens = sampling.choose(decoder, wide, pos, rows)[0]
+  tokens = sampling.choose(DECODER, Sampling.PLAIN, wide, pos, rows)[0]
   share = np.bincount(np.ravel(tokens), minlength=97)[:4] / 4000
   np.testing.assert_allclose(share, [0.1, 0.2, 0.3, 0.4], atol=0.03)
 
 
 def test_noise_depends_on_seed_and_position_alone():
-  decoder = Decoder(DECODER.module, "ar", 1, sampled=True)
   flat = jnp.zeros((3, 2, 97))
   rows = make_rows(
     CONFIG,
@@ -159,7 +178,7 @@ def test_noise_depends_on_seed_and_position_alone():
     [RowSettings(9, 1.0, seed=s) for s in (4, 4, 5)],
   )
   pos = ints([7, 8], [8, 7], [7, 8])
-  t = sampling.choose(decoder, flat, pos, rows)[0]
+  t = sampling.choose(DECODER, Sampling.PLAIN, flat, pos, rows)[0]
   assert t[0].tolist() == t[1, ::-1].tolist() != t[2].tolist()
   key = jax.random.fold_in(jax.random.key(4), 7)
   noise = jax.random.gumbel(key, (97,)).at[CONFIG.mask_id].set(-jnp.inf)
@@ -170,7 +189,7 @@ def test_confidence_counts_the_mask_but_never_chooses_it():
   logits = jnp.zeros((1, 1, 97)).at[0, 0, CONFIG.mask_id].set(5.0)
   logits = logits.at[0, 0, 9].set(4.0)
   rows = make_rows(CONFIG, decode_config(CONFIG), [RowSettings(9)])
-  token = sampling.choose(DECODER, logits, ints([0]), rows)[0]
+  token = sampling.choose(DECODER, Sampling.GREEDY, logits, ints([0]), rows)[0]
   assert token.tolist() == [[9]]
   want = np.exp(4) / (np.exp(4) + np.exp(5) + 95)
   np.testing.assert_allclose(

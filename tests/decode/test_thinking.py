@@ -71,7 +71,7 @@ def test_a_prompt_that_closed_thinking_has_no_budget(tiny, mode):
 
 @pytest.mark.parametrize("end", [0, END])
 def test_what_lies_behind_the_output_is_no_thought(tiny, end):
-  """Id 0 fills the buffers of a new row, and is forced all the same."""
+  """Id 0 fills the blocks of a new row, and is forced all the same."""
   prompt = [i for i in helpers.prompts_of(tiny.config, (9,))[0] if i != end]
   row = RowSettings(20, max_thinking_tokens=6, end_think_token_id=end)
   ids = decode(tiny, "ar", [prompt], row)[0].token_ids

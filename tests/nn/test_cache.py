@@ -7,19 +7,22 @@ import pytest
 
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.nn import cache as kv_cache
+from pallas_kernels.range_attention import PAGE
 from tests import helpers
 
 write = kv_cache.write
 
 
-@pytest.mark.parametrize("slot", [0, 3, 4, 100])
+@pytest.mark.parametrize("slot", [0, 3, PAGE, 10 * PAGE])
 def test_one_slot_on_a_gpu(slot, monkeypatch):
   """Written as two, the second of which is dropped."""
   other = lambda *args, cpu, default: default(*args)
   monkeypatch.setattr(kv_cache.lax, "platform_dependent", other)
   at = jnp.full((1, 1), slot, jnp.int32)
-  got = write(jnp.zeros((1, 4, 1, 1)), jnp.ones((1, 1, 1, 1)), at)
-  np.testing.assert_array_equal(got[0, :, 0, 0], np.arange(4) == slot)
+  table = jnp.ones((1, 1), jnp.int32)
+  got = write(jnp.zeros((2, PAGE, 1, 1)), jnp.ones((1, 1, 1, 1)), at, table)
+  np.testing.assert_array_equal(got[1, :, 0, 0], np.arange(PAGE) == slot)
+  assert not got[0].any()
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,9 @@ def test_slots_of_a_row_differ(mode, monkeypatch):
       kept = [slot for slot in row if slot < capacity]
       written.append((len(kept), len(set(kept))))
 
-  def watched(cache, new, slots):
-    jax.debug.callback(look, slots, cache.shape[1])
-    return write(cache, new, slots)
+  def watched(pool, new, slots, table):
+    jax.debug.callback(look, slots, table.shape[1] * PAGE)
+    return write(pool, new, slots, table)
 
   monkeypatch.setattr(kv_cache, "write", watched)
   # A size of its own, so that no test has compiled its programs before.
@@ -61,7 +64,10 @@ def test_a_gpu_is_told_that_slots_differ(steps, updates):
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16)
   slots = jax.ShapeDtypeStruct((1, steps), jnp.int32)
   traced = jax.jit(write).trace(
-    shape(1, 64, 2, 8), shape(1, steps, 2, 8), slots
+    shape(4, PAGE, 2, 8),
+    shape(1, steps, 2, 8),
+    slots,
+    jax.ShapeDtypeStruct((1, 4), jnp.int32),
   )
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert text.count('"stablehlo.scatter"') == 1

@@ -12,7 +12,7 @@ from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.io.hf_config import from_hf, to_hf
 from nemodiff_jax.io.names import released_name
 from nemodiff_jax.nn.attention import CachedPass
-from nemodiff_jax.nn.cache import init_cache, write
+from nemodiff_jax.nn.cache import init_cache, own_pages, write
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import (
   Transformer,
@@ -21,6 +21,7 @@ from nemodiff_jax.nn.model import (
   head,
   init_params,
 )
+from pallas_kernels.range_attention import PAGE
 from tests import helpers
 from tests.golden import make_ministral3 as golden
 from tests.golden import make_rope as unusual
@@ -48,12 +49,14 @@ def golden_params(config):
 def logits_of(config, params, tokens, bidirectional, cuts=()):
   """Logits of the tokens, passed in pieces that end at `cuts`."""
   module, size = Transformer(config), tokens.shape[1]
-  cache, out, start = init_cache(config, 1, size + 3), [], 0
+  table, out, start = own_pages(1, size + 3), [], 0
+  cache = init_cache(config, table.size)
   for end in (*cuts, size):
     pos = jnp.arange(start, end, dtype=jnp.int32)[None]
     seen = jnp.full_like(pos, end) if bidirectional else pos + 1
+    where = CachedPass(pos, pos, seen, table)
     hidden, cache = cached_pass(
-      module, params, tokens[:, start:end], CachedPass(pos, pos, seen), cache
+      module, params, tokens[:, start:end], where, cache
     )
     out.append(head(module, params, hidden))
     start = end
@@ -141,38 +144,42 @@ def test_released_tensor_shapes():
 
 def test_row_one_token_short_of_full(tiny):
   """A block that passes the end writes what fits and nothing else."""
-  config, block = tiny.config, 4
-  tokens = jnp.asarray(helpers.prompts_of(config, (15,)), jnp.int32)
-  pos = jnp.arange(15, dtype=jnp.int32)[None]
-  cache = init_cache(config, 1, 16)
-  _, cache = cached_pass(
-    tiny.module, tiny.params, tokens, CachedPass(pos, pos, pos + 1), cache
-  )
-  at = 15 + jnp.arange(block, dtype=jnp.int32)[None]
+  config, block, size = tiny.config, 4, PAGE - 1
+  tokens = jnp.asarray(helpers.prompts_of(config, (size,)), jnp.int32)
+  pos = jnp.arange(size, dtype=jnp.int32)[None]
+  cache, table = init_cache(config, 3), jnp.ones((1, 1), jnp.int32)
+  where = CachedPass(pos, pos, pos + 1, table)
+  _, cache = cached_pass(tiny.module, tiny.params, tokens, where, cache)
+  at = size + jnp.arange(block, dtype=jnp.int32)[None]
   draft = jnp.full((1, block), 9, jnp.int32)
-  _, after = cached_pass(
-    tiny.module, tiny.params, draft, CachedPass(at, at, at + 1), cache
-  )
+  where = CachedPass(at, at, at + 1, table)
+  _, after = cached_pass(tiny.module, tiny.params, draft, where, cache)
   for old, new in zip(cache.k + cache.v, after.k + after.v, strict=True):
-    np.testing.assert_array_equal(old[:, :15], new[:, :15])
-    assert (new[:, 15] != 0).any()
+    np.testing.assert_array_equal(old[1, :size], new[1, :size])
+    assert (new[1, size] != 0).any() and not new[::2].any()
 
 
 def test_write_drops_what_is_out_of_range():
-  cache = jnp.zeros((2, 4, 1, 1))
-  new = jnp.arange(1.0, 7.0).reshape(2, 3, 1, 1)
-  slots = jnp.asarray([[2, 3, 4], [9, 0, 100]], jnp.int32)
-  got = write(cache, new, slots)[..., 0, 0]
-  np.testing.assert_array_equal(got, [[0, 0, 1, 2], [5, 0, 0, 0]])
+  """Behind the table, and where the table has no page."""
+  pool = jnp.zeros((3, PAGE, 1, 1))
+  new = jnp.arange(1.0, 9.0).reshape(2, 4, 1, 1)
+  table = jnp.asarray([[2, 3], [0, 1]], jnp.int32)
+  slots = jnp.asarray(
+    [[7, PAGE - 1, PAGE, 2 * PAGE], [PAGE + 5, 0, 2 * PAGE, 2**30]], jnp.int32
+  )
+  want = np.zeros((3, PAGE))
+  want[2, 7], want[2, PAGE - 1], want[1, 5], want[0, 0] = 1, 2, 5, 6
+  got = write(pool, new, slots, table)[..., 0, 0]
+  np.testing.assert_array_equal(got, want)
 
 
 def test_bfloat16_logits_are_float32(tiny):
   low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params)
   module = Transformer(tiny.config, jnp.bfloat16)
   pos = jnp.arange(3, dtype=jnp.int32)[None]
-  cache = init_cache(tiny.config, 1, 8, jnp.bfloat16)
+  cache = init_cache(tiny.config, 1, jnp.bfloat16)
   hidden, cache = cached_pass(
-    module, low, pos + 7, CachedPass(pos, pos, pos + 1), cache
+    module, low, pos + 7, CachedPass(pos, pos, pos + 1, own_pages(1, 8)), cache
   )
   assert hidden.dtype == cache.k[0].dtype == jnp.bfloat16
   assert head(module, low, hidden).dtype == jnp.float32

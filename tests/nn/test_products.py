@@ -45,7 +45,7 @@ def decoding(mode, dtype, scheme="none", tied=False):
   return driver.run.trace(
     replace(program.decoder, module=Transformer(model, dtype)),
     jax.tree.map(cast, program.weights()),
-    jax.tree.map(cast, jax.eval_shape(program.state)),
+    *jax.tree.map(cast, jax.eval_shape(program.begun)),
   ).jaxpr
 
 

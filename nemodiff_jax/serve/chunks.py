@@ -1,0 +1,72 @@
+"""How many prompt tokens a visit reads, so that rows that run wait little."""
+
+import statistics
+from collections import deque
+
+from nemodiff_jax.decode.prefill import bucket
+from nemodiff_jax.serve.request import Visit
+
+SIZES = 32, 128, 512  # Queries of a pass over a prompt; few: few programs.
+_PATIENCE = 1.5  # Cycles that rows may wait for a prompt.
+_WINDOW = 9
+
+
+def size(queries: int) -> int:
+  """Queries of the pass that reads so many tokens and masks."""
+  fits = [s for s in SIZES if s >= queries]
+  return fits[0] if fits else bucket(queries, SIZES[-1])
+
+
+class ChunkSizes:
+  """Learns how long chunks and cycles take, in seconds."""
+
+  def __init__(self, masks: int, cycle: int):
+    """Starts knowing nothing.
+
+    Args:
+      masks: queries of a last chunk that are no tokens.
+      cycle: passes of a cycle.
+    """
+    self._masks = masks
+    self._cycle = cycle
+    self._chunk: dict[int, deque[float]] = {}
+    self._pass: deque[float] = deque(maxlen=_WINDOW)
+    self._queries = 1  # Of a pass.
+
+  def tokens(self, watched: bool) -> int:
+    """Prompt tokens that the next visit may read.
+
+    Few where somebody watches rows that run; else as many as a pass takes.
+    """
+    most = [s - self._masks for s in SIZES if s > self._masks]
+    if not watched or not most:
+      return most[-1] if most else SIZES[-1]
+    fits = [n for n in most if self._wait(size(n)) <= _PATIENCE]
+    return max(fits, default=most[0])
+
+  def observe(self, visit: Visit, passes: int, seconds: float) -> None:
+    """Takes how long a visit took."""
+    if not visit.chunks:
+      if passes:
+        self._pass.append(seconds / passes)
+        self._queries = visit.bucket * visit.width
+      return
+    read = sum(chunk.stop - chunk.start for chunk in visit.chunks)
+    spent = seconds - passes * self._pass_time()
+    times = self._chunk.setdefault(size(read), deque(maxlen=_WINDOW))
+    times.append(max(spent, 0.0))
+
+  def _pass_time(self) -> float:
+    return statistics.median(self._pass) if self._pass else 0.0
+
+  def _wait(self, queries: int) -> float:
+    """Cycles that pass while a chunk is read."""
+    cycle = self._cycle * self._pass_time()
+    if queries in self._chunk and cycle:
+      return statistics.median(self._chunk[queries]) / cycle
+    known = [s for s in self._chunk if s < queries]
+    if known and cycle:  # At most as long as by its length.
+      nearest = max(known)
+      spent = statistics.median(self._chunk[nearest])
+      return spent * queries / nearest / cycle
+    return queries / (self._cycle * self._queries)
