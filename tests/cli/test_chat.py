@@ -58,7 +58,8 @@ def test_reused_pages_change_nothing(folder, mode):
 
 def test_a_reply_broken_off_leaves_good_pages(folder):
   model = nd.load(str(folder))
-  config, row = decode_config(model.config, "ar"), RowSettings(30)
+  config = decode_config(model.config, "ar")
+  row = RowSettings(30, ignore_eos=True)
   engine = open_engine(model, config, rows=1, max_length=400)
   prompt = helpers.prompts_of(model.config, (130,))[0]
   made = engine.submit(prompt, row, stream=True)
@@ -123,9 +124,7 @@ def test_chat_in_a_terminal(chatty):
   chat.until(r"\[linear_spec, block 8\][\s\S]*> ")
   chat.say("w30")
   seen = chat.until(r"\[linear_spec: .* prompt tokens reused\][\s\S]*> ")
-  assert (
-    int(re.search(r"passes, (\d+) of", seen)[1]) == 4
-  )  # As far as the template repeats itself.
+  assert re.search(r"passes, 0 of", seen)  # Pages are reused whole.
   chat.say("/mode best")
   chat.until(r"error: mode should be one of[\s\S]*> ")
   chat.say("/what")
