@@ -84,9 +84,10 @@ class CachedPass:
     self, q: Array, k: Array, v: Array, memory: tuple[Array, Array]
   ) -> tuple[Array, tuple[Array, Array]]:
     """Writes k and v into the layer's pools, then attends to its range."""
+    at = kv_cache.addresses(self.slots, self.table, len(memory[0]))
     memory = (
-      kv_cache.write(memory[0], k, self.slots, self.table),
-      kv_cache.write(memory[1], v, self.slots, self.table),
+      kv_cache.write(memory[0], k, at),
+      kv_cache.write(memory[1], v, at),
     )
     out, lse = range_attention(
       q, *memory, self.k_end, table=self.table, implementation=self.attention

@@ -60,36 +60,42 @@ def own_pages(batch: int, capacity: int) -> Int[Array, "B M"]:
   return jnp.arange(batch * pages, dtype=jnp.int32).reshape(batch, pages)
 
 
-def write(
-  pool: Float[Array, "P page K H"],
-  new: Float[Array, "B T K H"],
-  slots: Int[Array, "B T"],
-  table: Int[Array, "B M"],
-) -> Float[Array, "P page K H"]:
-  """Puts new[b, t] at position slots[b, t] of row b, where it has a page.
+def addresses(
+  slots: Int[Array, "B T"], table: Int[Array, "B M"], pages: int
+) -> Int[Array, "B T"]:
+  """Where in the pool's positions, one page after the other, a row's slots lie.
 
-  A position behind the table, or whose entry is P, is dropped. Dropped, never
-  clamped: a clamped write would replace committed keys. The slots of a row
-  that are not dropped must differ, since a GPU then stores where it would
-  compare and swap.
+  A slot behind the table, or whose entry is `pages`, lies behind the pool.
   """
-  pages = pool.shape[0]
   page = jnp.take_along_axis(
     table, slots // PAGE, 1, mode="fill", fill_value=pages
   )
+  return jnp.minimum(page, pages) * PAGE + slots % PAGE
 
-  def put(pool: Array, new: Array, page: Array, slots: Array) -> Array:
-    at = pool.at[page, slots % PAGE]
-    return at.set(new, mode="drop", unique_indices=True)
 
-  def put_two(pool: Array, new: Array, page: Array, slots: Array) -> Array:
+def write(
+  pool: Float[Array, "P page K H"],
+  new: Float[Array, "B T K H"],
+  at: Int[Array, "B T"],
+) -> Float[Array, "P page K H"]:
+  """Puts new[b, t] at an address of `addresses`; one behind the pool drops it.
+
+  Dropped, never clamped: a clamped write would replace committed keys. The
+  addresses that are not dropped must differ, since a GPU then stores where it
+  would compare and swap.
+  """
+  flat = pool.reshape(-1, *pool.shape[2:])
+
+  def put(flat: Array, new: Array, at: Array) -> Array:
+    return flat.at[at].set(new, mode="drop", unique_indices=True)
+
+  def put_two(flat: Array, new: Array, at: Array) -> Array:
     new = jnp.pad(new, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    page = jnp.pad(page, ((0, 0), (0, 1)), constant_values=pages)
-    return put(pool, new, page, jnp.pad(slots, ((0, 0), (0, 1))))
+    at = jnp.pad(at, ((0, 0), (0, 1)), constant_values=len(flat))
+    return put(flat, new, at)
 
-  if slots.size > 1:
-    return put(pool, new, page, slots)
+  if at.size > 1:
+    return put(flat, new, at).reshape(pool.shape)
   # XLA cuts the write of a single slot into two kernels on a GPU, of two not.
-  return lax.platform_dependent(
-    pool, new, page, slots, cpu=put, default=put_two
-  )
+  out = lax.platform_dependent(flat, new, at, cpu=put, default=put_two)
+  return out.reshape(pool.shape)

@@ -20,7 +20,8 @@ def test_one_slot_on_a_gpu(slot, monkeypatch):
   monkeypatch.setattr(kv_cache.lax, "platform_dependent", other)
   at = jnp.full((1, 1), slot, jnp.int32)
   table = jnp.ones((1, 1), jnp.int32)
-  got = write(jnp.zeros((2, PAGE, 1, 1)), jnp.ones((1, 1, 1, 1)), at, table)
+  at = kv_cache.addresses(at, table, 2)
+  got = write(jnp.zeros((2, PAGE, 1, 1)), jnp.ones((1, 1, 1, 1)), at)
   np.testing.assert_array_equal(got[1, :, 0, 0], np.arange(PAGE) == slot)
   assert not got[0].any()
 
@@ -41,9 +42,9 @@ def test_slots_of_a_row_differ(mode, monkeypatch):
       kept = [slot for slot in row if slot < capacity]
       written.append((len(kept), len(set(kept))))
 
-  def watched(pool, new, slots, table):
-    jax.debug.callback(look, slots, table.shape[1] * PAGE)
-    return write(pool, new, slots, table)
+  def watched(pool, new, at):
+    jax.debug.callback(look, at, pool.shape[0] * PAGE)
+    return write(pool, new, at)
 
   monkeypatch.setattr(kv_cache, "write", watched)
   # A size of its own, so that no test has compiled its programs before.
@@ -67,7 +68,6 @@ def test_a_gpu_is_told_that_slots_differ(steps, updates):
     shape(4, PAGE, 2, 8),
     shape(1, steps, 2, 8),
     slots,
-    jax.ShapeDtypeStruct((1, 4), jnp.int32),
   )
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert text.count('"stablehlo.scatter"') == 1

@@ -12,7 +12,12 @@ from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.io.hf_config import from_hf, to_hf
 from nemodiff_jax.io.names import released_name
 from nemodiff_jax.nn.attention import CachedPass
-from nemodiff_jax.nn.cache import init_cache, own_pages, write
+from nemodiff_jax.nn.cache import (
+  addresses,
+  init_cache,
+  own_pages,
+  write,
+)
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import (
   Transformer,
@@ -169,7 +174,7 @@ def test_write_drops_what_is_out_of_range():
   )
   want = np.zeros((3, PAGE))
   want[2, 7], want[2, PAGE - 1], want[1, 5], want[0, 0] = 1, 2, 5, 6
-  got = write(pool, new, slots, table)[..., 0, 0]
+  got = write(pool, new, addresses(slots, table, 3))[..., 0, 0]
   np.testing.assert_array_equal(got, want)
 
 
