@@ -107,7 +107,7 @@ ALLOWED = {  # Arrows between the rooms point one way.
   "nemodiff_jax/serve": {
     "nemodiff_jax/__init__.py", "nemodiff_jax/errors.py", "nemodiff_jax/nn",
     "nemodiff_jax/text", "nemodiff_jax/decode", "nemodiff_jax/io",
-    "nemodiff_jax/prompts.py",
+    "nemodiff_jax/prompts.py", "pallas_kernels",
   },
   "nemodiff_jax/evaluate": {
     "pallas_kernels", "nemodiff_jax/__init__.py", "nemodiff_jax/api.py",

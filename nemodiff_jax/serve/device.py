@@ -85,6 +85,9 @@ def visit(
 ) -> tuple[KVCache, DecodeState, Passed]:
   """Up to `limit` passes over the first B slots; fewer if a row ends.
 
+  The loop ends behind whole cycles only: so rows whose cycles have as many
+  passes are between two of them, and the next visit may be of another width.
+
   Args:
     decoder: static part; its block may be narrower than that of the slots,
       where no active row is inside a cycle.
@@ -110,9 +113,12 @@ def visit(
     jax.eval_shape(lambda s: _record(*step(s)), state),
   )
 
+  cycle = len(decoder.mode.phases) if decoder.block > 1 else 1
+
   def going(carry):
     i, state, _ = carry
-    return (i < limit) & began.any() & (state.running == began).all()
+    none_ended = (state.running == began).all() | (i % cycle != 0)
+    return (i < limit) & began.any() & none_ended
 
   def one(carry):
     i, state, log = carry
@@ -200,6 +206,14 @@ def put(
 ) -> DecodeState:
   """Puts a row [1] into a slot."""
   return _put(slots, row, slot)
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def redraft(decoder: Decoder, row: DecodeState) -> DecodeState:
+  """The row with its draft, of whatever width, still to be made."""
+  token = row.block.token.at[:, 1:].set(decoder.mask_id)
+  block = replace(row.block, token=token)
+  return replace(row, block=block, phase=jnp.zeros_like(row.phase))
 
 
 @functools.partial(jax.jit, donate_argnames="slots")

@@ -82,12 +82,14 @@ class _Flight:
     begun: what each prompt that was read to its end emitted, by slot.
     passed: what the passes did; None: there were none.
     start: when it was dispatched, in seconds.
+    first: whether its program ran for the first time, which takes longer.
   """
 
   visit: Visit
   begun: dict[int, Passed]
   passed: Passed | None
   start: float
+  first: bool
 
 
 class Engine:
@@ -96,6 +98,8 @@ class Engine:
   Attributes:
     config: how rows decode that say nothing else.
     statistics: what has been done so far.
+    pool: the pages.
+    scheduler: who waits, who runs.
   """
 
   def __init__(
@@ -133,11 +137,11 @@ class Engine:
     self.statistics = Statistics(decoder.block)
     self._decoder = decoder
     self._tokenizer = tokenizer
-    self._pool = PagePool(pages)
+    self.pool = PagePool(pages)
     self._widths = widths
     cycle = len(decoder.mode.phases)
-    self._scheduler = Scheduler(
-      self._pool, rows, block=decoder.block, cycle=cycle, queue=queue,
+    self.scheduler = Scheduler(
+      self.pool, rows, block=decoder.block, cycle=cycle, queue=queue,
       passes=PASSES, widths=self._widths,
     )  # fmt: skip
     self._runner = Runner(
@@ -185,7 +189,7 @@ class Engine:
       watched=stream,
       aligned=not settings.draft_threshold,
     )
-    self._scheduler.submit(request)
+    self.scheduler.submit(request)
     speculative = self._decoder.mode.speculative
     output = RowOutput(settings, speculative, text)
     made = Generation(request, settings, output)
@@ -194,7 +198,7 @@ class Engine:
 
   def cancel(self, generation: Generation) -> bool:
     """Ends a request; False if it had ended. It keeps what it has."""
-    if not self._scheduler.end(generation.request):
+    if not self.scheduler.end(generation.request):
       return False
     self._finish(generation)
     return True
@@ -207,8 +211,8 @@ class Engine:
   def step(self) -> list[Event]:
     """Dispatches the next visit, and reads the one before it."""
     watched = any(m.request.watched for m in self._generations.values())
-    self._scheduler.chunk = self._chunks.tokens(watched)
-    visit = self._scheduler.plan()
+    self.scheduler.chunk = self._chunks.tokens(watched)
+    visit = self.scheduler.plan()
     if visit is not None:
       self._flights.append(self._dispatch(visit))
     if len(self._flights) > (visit is not None):
@@ -235,14 +239,14 @@ class Engine:
         begun[chunk.slot] = runner.begin(chunk, row.settings, chunk.slot)
       else:
         runner.read(chunk)
-        runner.resume(row.parked, chunk.slot)
+        runner.resume(row.parked, chunk)
         row.parked = None
-    passed = None
+    passed, first = None, False
     if any(visit.active):
       asked = (of[r].settings for r in visit.rows if r in of)
       logprobs = any(s.logprobs is not None for s in asked)
-      passed = runner.passes(visit, logprobs)
-    return _Flight(visit, begun, passed, start)
+      passed, first = runner.passes(visit, logprobs)
+    return _Flight(visit, begun, passed, start, first)
 
   def _read(self, flight: _Flight) -> list[Event]:
     """Copies what a visit did to the host, and hands it to its requests."""
@@ -253,13 +257,13 @@ class Engine:
       for slot in range(len(flight.visit.rows))
     ]
     events = []
-    for slot, request in self._scheduler.read(flight.visit, progress):
+    for slot, request in self.scheduler.read(flight.visit, progress):
       made = self._generations[request]
       output, shown = made.output, made.output.text
       before = len(output.token_ids)
       for part in _parts(begun.get(slot), passed, slot):
         if output.add(*part):
-          self._scheduler.end(request)
+          self.scheduler.end(request)
           break
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
@@ -282,8 +286,10 @@ class Engine:
     visit = flight.visit
     count = 0 if flight.passed is None else int(flight.passed.count)
     self.statistics.visit(count, seconds)
-    self._chunks.observe(visit, count, seconds)
-    if self._widths is not None and count and not visit.chunks:
+    if not flight.first:
+      self._chunks.observe(visit, count, seconds)
+    timed = count and not visit.chunks and not flight.first
+    if self._widths is not None and timed:
       self._widths.observe_time(visit.bucket, visit.width, seconds, count)
 
 

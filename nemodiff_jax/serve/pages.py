@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nemodiff_jax.errors import UserError
-
-PAGE = 128  # Positions: a chunk of the XLA form, two tiles of the kernels.
+from pallas_kernels.range_attention import PAGE
 
 
 class PagePool:

@@ -11,9 +11,9 @@ from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import Decoder, DecodeState, Weights
 from nemodiff_jax.nn.cache import init_cache
 from nemodiff_jax.serve import chunks, device
-from nemodiff_jax.serve.pages import PAGE
 from nemodiff_jax.serve.plan import pages_of
 from nemodiff_jax.serve.request import Chunk, Visit
+from pallas_kernels.range_attention import PAGE
 
 
 class Runner:
@@ -82,10 +82,12 @@ class Runner:
     )  # fmt: skip
     return passed
 
-  def passes(self, visit: Visit, logprobs: bool) -> device.Passed:
-    """Runs the passes of a visit."""
+  def passes(self, visit: Visit, logprobs: bool) -> tuple[device.Passed, bool]:
+    """Runs the passes of a visit; and whether it was the program's first."""
     decoder = replace(self._of(logprobs), block=visit.width)
-    self.compiled.add(("passes", visit.bucket, visit.width, decoder.logprobs))
+    program = "passes", visit.bucket, visit.width, decoder.logprobs
+    first = program not in self.compiled
+    self.compiled.add(program)
     active = np.zeros(visit.bucket, bool)
     active[: len(visit.active)] = visit.active
     self._pool, self._slots, passed = device.visit(
@@ -97,15 +99,17 @@ class Runner:
       active,
       np.int32(visit.passes),
     )
-    return passed
+    return passed, first
 
   def park(self, slot: int) -> DecodeState:
     """The state of a row whose pages go to others."""
     return device.take(self._slots, np.int32(slot))
 
-  def resume(self, row: DecodeState, slot: int) -> None:
-    """Puts a parked row into a slot."""
-    self._slots = device.put(self._slots, row, np.int32(slot))
+  def resume(self, row: DecodeState, chunk: Chunk) -> None:
+    """Puts a parked row into its slot."""
+    if chunk.redraft:
+      row = device.redraft(self._plain, row)
+    self._slots = device.put(self._slots, row, np.int32(chunk.slot))
 
   def move(self, moves: Sequence[tuple[int, int]]) -> None:
     """Rows change their slots, all at once."""

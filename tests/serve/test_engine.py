@@ -1,7 +1,9 @@
 """The engine: each request gets what it would get alone."""
 
+import dataclasses
 import random
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,25 +12,49 @@ from nemodiff_jax.decode.generate import decode_ids
 from nemodiff_jax.decode.modes import MODES
 from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.serve.engine import Engine
-from tests import helpers
+from nemodiff_jax.text.tokenizer import load_tokenizer
+from tests import helpers, twin
 
+BLOCK = 8
 SIZES = 1, 3, 20, 129, 128, 300
+LIMITS = 1, 5, 20, 33
 
 
-def make_engine(tiny, mode, pages, rows=4):
-  config = decode_config(tiny.config, mode, block_length=8)
+class Chosen:
+  """Widths that a die chooses, whatever the times: every change happens."""
+
+  def __init__(self, draw, widths):
+    self._draw, self._widths = draw, widths
+
+  def choose(self, rows, bucket, ready=None):
+    usable = [w for w in self._widths if ready is None or w in ready]
+    return self._draw.choice(usable), False
+
+  def observe_time(self, *_):
+    pass
+
+  def observe_acceptance(self, *_):
+    pass
+
+  def forget(self, row):
+    pass
+
+
+def make_engine(tiny, mode, pages, rows=4, widths=None, tokenizer=None):
+  config = decode_config(tiny.config, mode, block_length=BLOCK)
   decoder = Decoder(tiny.module, MODES[mode], config.slots, None, 2)
   return config, Engine(
-    decoder, tiny.weights(True), config,
-    rows=rows, pages=pages, max_length=512,
+    decoder, tiny.weights(True), config, rows=rows, pages=pages,
+    max_length=512, widths=widths, tokenizer=tokenizer,
   )  # fmt: skip
 
 
 def mixed(draw, seed):
   """Settings that differ in everything that shares a pass."""
   return RowSettings(
-    draw.choice([1, 5, 20, 33]),
+    draw.choice(LIMITS),
     temperature=draw.choice([0, 0, 0.7]),
     top_p=draw.choice([1.0, 0.9]),
     seed=seed,
@@ -36,33 +62,169 @@ def mixed(draw, seed):
   )
 
 
+def play(engine, draw, requests, between=lambda engine: None):
+  """Submits at random times, and steps until all have ended."""
+  waiting, made = list(requests), []
+  while waiting or not engine.idle:
+    for _ in range(min(len(waiting), draw.randint(0, 3))):
+      made.append(engine.submit(*waiting.pop(0)))
+    between(engine)
+    engine.step()
+  return made
+
+
+def alone(tiny, config, prompt, row, **more):
+  (done,) = decode_ids(
+    tiny.module, tiny.weights(True), config, [prompt], [row], **more
+  )
+  return done
+
+
+def compare(made, want, fields):
+  got = made.output.result()
+  for name in fields:
+    assert getattr(got, name) == getattr(want, name), name
+  if want.logprobs is not None:
+    np.testing.assert_allclose(
+      got.logprobs.token, want.logprobs.token, atol=1e-4
+    )
+    assert got.logprobs.top_ids == want.logprobs.top_ids
+
+
+SAME = "token_ids", "finish_reason", "nfe", "accepted"
+
+
+def spoil(engine):
+  """NaN in every page that no row holds, whatever it held before.
+
+  What NaN was there from the last call has to be there still.
+  """
+  pool, runner = engine.pool, engine._runner
+  pool.flush()
+  free = np.array(pool._free, np.int32)
+  was = [p for p in free if p in getattr(engine, "spoilt", ())]
+  for keys in (*runner._pool.k, *runner._pool.v):
+    assert np.isnan(np.asarray(keys)[was]).all()
+  put = lambda x: x.at[free].set(jnp.nan)
+  runner._pool = KVCache(
+    tuple(map(put, runner._pool.k)), tuple(map(put, runner._pool.v))
+  )
+  engine.spoilt = set(free.tolist())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_requests_get_what_they_would_get_alone(tiny, mode):
   """Rows come and go at random, share pages, and are preempted."""
   draw = random.Random(3)
   config, engine = make_engine(tiny, mode, pages=7)
-  sizes = [draw.choice(SIZES) for _ in range(12)]
-  prompts = helpers.prompts_of(tiny.config, sizes)
-  settings = [mixed(draw, seed) for seed in range(12)]
-  waiting, made = list(zip(prompts, settings, strict=True)), []
-  while waiting or not engine.idle:
-    for _ in range(min(len(waiting), draw.randint(0, 3))):
-      made.append(engine.submit(*waiting.pop(0)))
-    engine.step()
-  for prompt, row, got in zip(prompts, settings, made, strict=True):
-    (want,) = decode_ids(
-      tiny.module, tiny.weights(True), config, [prompt], [row]
-    )
-    got = got.output.result()
-    same = "token_ids", "finish_reason", "nfe", "accepted"
-    for name in same:
-      assert getattr(got, name) == getattr(want, name), (name, len(prompt))
-    if want.logprobs is not None:
-      np.testing.assert_allclose(
-        got.logprobs.token, want.logprobs.token, atol=1e-4
-      )
-      assert got.logprobs.top_ids == want.logprobs.top_ids
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice(SIZES) for _ in range(12)]
+  )
+  requests = [(p, mixed(draw, seed)) for seed, p in enumerate(prompts)]
+  made = play(engine, draw, requests)
+  for request, got in zip(requests, made, strict=True):
+    compare(got, alone(tiny, config, *request), SAME)
   assert engine.statistics.requests == 12
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_read_from_pages_that_nobody_holds(tiny, mode):
+  draw = random.Random(5)
+  config, engine = make_engine(tiny, mode, pages=9)
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice(SIZES) for _ in range(6)], seed=1
+  )
+  requests = [(p, mixed(draw, seed)) for seed, p in enumerate(prompts)]
+  made = play(engine, draw, requests, spoil)
+  for request, got in zip(requests, made, strict=True):
+    compare(got, alone(tiny, config, *request), SAME)
+
+
+@pytest.mark.parametrize("pages", [6, 30])
+def test_widths_change_no_token(tiny, pages):
+  """Any width in any cycle, rows with draft thresholds and preempted ones."""
+  draw = random.Random(7)
+  widths = Chosen(draw, (1, 4, BLOCK))
+  _, engine = make_engine(tiny, "linear_spec", pages, widths=widths)
+  ar = decode_config(tiny.config, "ar")
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice(SIZES) for _ in range(16)], seed=2
+  )
+  rows = [mixed(draw, seed) for seed in range(16)]
+  drafts = [draw.choice([None, None, 0.5]) for _ in rows]
+  made = play(engine, draw, [
+    (p, dataclasses.replace(r, draft_threshold=d))
+    for p, r, d in zip(prompts, rows, drafts, strict=True)
+  ])  # fmt: skip
+  for prompt, row, got in zip(prompts, rows, made, strict=True):
+    compare(got, alone(tiny, ar, prompt, row), ("token_ids", "finish_reason"))
+  assert (engine.scheduler.preemptions > 0) == (pages == 6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ends_that_the_host_decides_disturb_nobody(tiny, folder, mode):
+  """Stop texts, and cancellations at any time."""
+  draw = random.Random(11)
+  tokenizer = load_tokenizer(folder)
+  config, engine = make_engine(tiny, mode, pages=9, tokenizer=tokenizer)
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice(SIZES) for _ in range(12)], seed=3
+  )
+  rows = []
+  for seed, prompt in enumerate(prompts):
+    row = RowSettings(33, seed=seed, temperature=0.7)
+    if seed % 3 == 1:  # Its own word: it comes in the middle.
+      ids = alone(tiny, config, prompt, row).token_ids
+      stop = tokenizer.decode(ids[len(ids) // 2 :][:1])
+      row = dataclasses.replace(row, stop=[stop])
+    rows.append(row)
+  requests, cancelled = list(zip(prompts, rows, strict=True)), []
+
+  def leave(engine):
+    for made in list(engine._generations.values()):
+      if made.settings.seed % 3 == 2 and draw.random() < 0.15:
+        assert engine.cancel(made) and not engine.cancel(made)
+        cancelled.append(made)
+
+  made = play(engine, draw, requests, leave)
+  assert cancelled
+  for request, got in zip(requests, made, strict=True):
+    want = alone(tiny, config, *request, tokenizer=tokenizer)
+    if got in cancelled:
+      count = len(got.output.token_ids)
+      assert got.output.token_ids == want.token_ids[:count]
+    else:
+      compare(got, want, SAME)
+      if got.settings.stop:
+        assert want.finish_reason == "stop"
+        assert got.output.text == want.text
+
+
+TWINS = {
+  "ar": twin.ar,
+  "diffusion": lambda *a: twin.diffusion(*a, BLOCK, 0.9, None),
+  "linear_spec": lambda *a: twin.linear_spec(*a, BLOCK, 0.0, True),
+  "quadratic_spec": lambda *a: twin.quadratic_spec(*a, BLOCK),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", [8, pytest.param(56, marks=pytest.mark.slow)])
+def test_requests_match_the_twin(tiny, mode, count):
+  """Our own loop shares step and pages with the engine; the twin nothing."""
+  scale = helpers.LORA_ALPHA / helpers.LORA_RANK
+  model = twin.NumpyModel(tiny.config, tiny.params, tiny.lora, scale)
+  draw = random.Random(13)
+  _, engine = make_engine(tiny, mode, pages=6, rows=8)
+  sizes = [draw.choice([1, 7, 40, 127, 130]) for _ in range(count)]
+  prompts = helpers.prompts_of(tiny.config, sizes, seed=4)
+  requests = [(p, RowSettings(draw.choice(LIMITS))) for p in prompts]
+  made = play(engine, draw, requests)
+  for (prompt, row), got in zip(requests, made, strict=True):
+    want = TWINS[mode](model, prompt, row.max_new_tokens, tiny.config.eos_ids)
+    done = got.output.result()
+    found = done.token_ids, done.finish_reason, done.nfe, done.accepted
+    assert found == tuple(want)
 
 
 def test_a_request_that_cannot_fit_is_refused(tiny):
