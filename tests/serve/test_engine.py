@@ -18,6 +18,7 @@ from nemodiff_jax.text.tokenizer import load_tokenizer
 from tests import helpers, twin
 
 BLOCK = 8
+PAGES = 7  # Few, and everywhere as many: tests share programs.
 SIZES = 1, 3, 20, 129, 128, 300
 LIMITS = 1, 5, 20, 33
 
@@ -42,11 +43,11 @@ class Chosen:
     pass
 
 
-def make_engine(tiny, mode, pages, rows=4, widths=None, tokenizer=None):
+def make_engine(tiny, mode, pages=PAGES, widths=None, tokenizer=None):
   config = decode_config(tiny.config, mode, block_length=BLOCK)
   decoder = Decoder(tiny.module, MODES[mode], config.slots, None, 2)
   return config, Engine(
-    decoder, tiny.weights(True), config, rows=rows, pages=pages,
+    decoder, tiny.weights(True), config, rows=4, pages=pages,
     max_length=512, widths=widths, tokenizer=tokenizer,
   )  # fmt: skip
 
@@ -73,25 +74,27 @@ def play(engine, draw, requests, between=lambda engine: None):
   return made
 
 
-def alone(tiny, config, prompt, row, **more):
-  (done,) = decode_ids(
-    tiny.module, tiny.weights(True), config, [prompt], [row], **more
+def alone(tiny, config, requests, **more):
+  """What they would get in the compiled loop, where rows mind no other."""
+  prompts, rows = zip(*requests, strict=True)
+  return decode_ids(
+    tiny.module, tiny.weights(True), config, prompts, rows, **more
   )
-  return done
-
-
-def compare(made, want, fields):
-  got = made.output.result()
-  for name in fields:
-    assert getattr(got, name) == getattr(want, name), name
-  if want.logprobs is not None:
-    np.testing.assert_allclose(
-      got.logprobs.token, want.logprobs.token, atol=1e-4
-    )
-    assert got.logprobs.top_ids == want.logprobs.top_ids
 
 
 SAME = "token_ids", "finish_reason", "nfe", "accepted"
+
+
+def compare(made, wanted, fields=SAME):
+  for request, want in zip(made, wanted, strict=True):
+    got = request.output.result()
+    for name in fields:
+      assert getattr(got, name) == getattr(want, name), name
+    if want.logprobs is not None:
+      np.testing.assert_allclose(
+        got.logprobs.token, want.logprobs.token, atol=1e-4
+      )
+      assert got.logprobs.top_ids == want.logprobs.top_ids
 
 
 def spoil(engine):
@@ -116,49 +119,54 @@ def spoil(engine):
 def test_requests_get_what_they_would_get_alone(tiny, mode):
   """Rows come and go at random, share pages, and are preempted."""
   draw = random.Random(3)
-  config, engine = make_engine(tiny, mode, pages=7)
+  config, engine = make_engine(tiny, mode)
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice(SIZES) for _ in range(12)]
   )
   requests = [(p, mixed(draw, seed)) for seed, p in enumerate(prompts)]
   made = play(engine, draw, requests)
-  for request, got in zip(requests, made, strict=True):
-    compare(got, alone(tiny, config, *request), SAME)
+  compare(made, alone(tiny, config, requests))
   assert engine.statistics.requests == 12
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_read_from_pages_that_nobody_holds(tiny, mode):
   draw = random.Random(5)
-  config, engine = make_engine(tiny, mode, pages=9)
+  config, engine = make_engine(tiny, mode)
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice(SIZES) for _ in range(6)], seed=1
   )
   requests = [(p, mixed(draw, seed)) for seed, p in enumerate(prompts)]
   made = play(engine, draw, requests, spoil)
-  for request, got in zip(requests, made, strict=True):
-    compare(got, alone(tiny, config, *request), SAME)
+  compare(made, alone(tiny, config, requests))
 
 
-@pytest.mark.parametrize("pages", [6, 30])
-def test_widths_change_no_token(tiny, pages):
+def test_widths_change_no_token(tiny):
   """Any width in any cycle, rows with draft thresholds and preempted ones."""
   draw = random.Random(7)
   widths = Chosen(draw, (1, 4, BLOCK))
-  _, engine = make_engine(tiny, "linear_spec", pages, widths=widths)
-  ar = decode_config(tiny.config, "ar")
+  _, engine = make_engine(tiny, "linear_spec", widths=widths)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice(SIZES) for _ in range(16)], seed=2
+    tiny.config, [draw.choice([3, 60, 80]) for _ in range(8)], seed=2
   )
-  rows = [mixed(draw, seed) for seed in range(16)]
+  rows = [
+    RowSettings(
+      draw.choice([5, 300, 400]),
+      draw.choice([0, 0.7]),
+      seed=seed,
+      ignore_eos=True,
+    )
+    for seed in range(8)
+  ]
   drafts = [draw.choice([None, None, 0.5]) for _ in rows]
   made = play(engine, draw, [
     (p, dataclasses.replace(r, draft_threshold=d))
     for p, r, d in zip(prompts, rows, drafts, strict=True)
   ])  # fmt: skip
-  for prompt, row, got in zip(prompts, rows, made, strict=True):
-    compare(got, alone(tiny, ar, prompt, row), ("token_ids", "finish_reason"))
-  assert (engine.scheduler.preemptions > 0) == (pages == 6)
+  ar = decode_config(tiny.config, "ar")
+  wanted = alone(tiny, ar, list(zip(prompts, rows, strict=True)))
+  compare(made, wanted, ("token_ids", "finish_reason"))
+  assert engine.scheduler.preemptions > 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -166,18 +174,16 @@ def test_ends_that_the_host_decides_disturb_nobody(tiny, folder, mode):
   """Stop texts, and cancellations at any time."""
   draw = random.Random(11)
   tokenizer = load_tokenizer(folder)
-  config, engine = make_engine(tiny, mode, pages=9, tokenizer=tokenizer)
+  config, engine = make_engine(tiny, mode, tokenizer=tokenizer)
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice(SIZES) for _ in range(12)], seed=3
   )
-  rows = []
-  for seed, prompt in enumerate(prompts):
-    row = RowSettings(33, seed=seed, temperature=0.7)
-    if seed % 3 == 1:  # Its own word: it comes in the middle.
-      ids = alone(tiny, config, prompt, row).token_ids
-      stop = tokenizer.decode(ids[len(ids) // 2 :][:1])
-      row = dataclasses.replace(row, stop=[stop])
-    rows.append(row)
+  rows = [RowSettings(33, temperature=0.7, seed=seed) for seed in range(12)]
+  whole = alone(tiny, config, zip(prompts, rows, strict=True))
+  for seed in range(1, 12, 3):  # Its own word: it comes in the middle.
+    ids = whole[seed].token_ids
+    stop = tokenizer.decode(ids[len(ids) // 2 :][:1])
+    rows[seed] = dataclasses.replace(rows[seed], stop=[stop])
   requests, cancelled = list(zip(prompts, rows, strict=True)), []
 
   def leave(engine):
@@ -188,13 +194,13 @@ def test_ends_that_the_host_decides_disturb_nobody(tiny, folder, mode):
 
   made = play(engine, draw, requests, leave)
   assert cancelled
-  for request, got in zip(requests, made, strict=True):
-    want = alone(tiny, config, *request, tokenizer=tokenizer)
+  wanted = alone(tiny, config, requests, tokenizer=tokenizer)
+  for got, want in zip(made, wanted, strict=True):
     if got in cancelled:
       count = len(got.output.token_ids)
       assert got.output.token_ids == want.token_ids[:count]
     else:
-      compare(got, want, SAME)
+      compare([got], [want])
       if got.settings.stop:
         assert want.finish_reason == "stop"
         assert got.output.text == want.text
@@ -215,7 +221,7 @@ def test_requests_match_the_twin(tiny, mode, count):
   scale = helpers.LORA_ALPHA / helpers.LORA_RANK
   model = twin.NumpyModel(tiny.config, tiny.params, tiny.lora, scale)
   draw = random.Random(13)
-  _, engine = make_engine(tiny, mode, pages=6, rows=8)
+  _, engine = make_engine(tiny, mode)
   sizes = [draw.choice([1, 7, 40, 127, 130]) for _ in range(count)]
   prompts = helpers.prompts_of(tiny.config, sizes, seed=4)
   requests = [(p, RowSettings(draw.choice(LIMITS))) for p in prompts]
