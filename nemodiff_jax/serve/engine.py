@@ -239,7 +239,7 @@ class Engine:
         begun[chunk.slot] = runner.begin(chunk, row.settings, chunk.slot)
       else:
         runner.read(chunk)
-        runner.resume(row.parked, chunk)
+        runner.resume(row.parked, chunk.slot, chunk.redraft)
         row.parked = None
     passed, first = None, False
     if any(visit.active):

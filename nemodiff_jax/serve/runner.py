@@ -105,11 +105,11 @@ class Runner:
     """The state of a row whose pages go to others."""
     return device.take(self._slots, np.int32(slot))
 
-  def resume(self, row: DecodeState, chunk: Chunk) -> None:
-    """Puts a parked row into its slot."""
-    if chunk.redraft:
+  def resume(self, row: DecodeState, slot: int, redraft: bool) -> None:
+    """Puts a parked row into a slot."""
+    if redraft:
       row = device.redraft(self._plain, row)
-    self._slots = device.put(self._slots, row, np.int32(chunk.slot))
+    self._slots = device.put(self._slots, row, np.int32(slot))
 
   def move(self, moves: Sequence[tuple[int, int]]) -> None:
     """Rows change their slots, all at once."""
