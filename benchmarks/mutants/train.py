@@ -276,3 +276,20 @@ MUTATIONS += (
     "return tuple(more), dq", _CHUNKS,
   ),
 )  # fmt: skip
+_PLACES = ("tests/train/test_mesh.py", "-k", "process_places or block_length")
+MUTATIONS += (
+  _break(
+    "a process numbers its rows from 0", "data",
+    "first += each * jax.process_index()", "first += 0 * each", _PLACES,
+  ),
+  _break(
+    "every step has the first block length", "step",
+    "lengths[rng.integers(len(lengths))]", "lengths[0]", _PLACES,
+  ),
+  _break(
+    "a gradient through the drafter's lam", "drafter",
+    "lam = jnp.exp(-0.5 * lax.stop_gradient(jnp.minimum(p, q).sum(-1)))",
+    "lam = jnp.exp(-0.5 * jnp.minimum(p, q).sum(-1))",
+    ("tests/train/test_drafter.py", "-k", "share_of_kl"),
+  ),
+)  # fmt: skip

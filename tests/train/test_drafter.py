@@ -56,12 +56,12 @@ def softmax(x):
   return x / x.sum()
 
 
-def hybrid(z_d, z_t, top, temperature, choice):
+def hybrid(z_d, z_t, top, temperature, choice, lam=None):
   """LK-hybrid and cross entropy of one slot, from the definition."""
   best = lambda x: set(np.argsort(-x, kind="stable")[:top].tolist())
   union = sorted(best(z_d) | best(z_t))
   p, q = (softmax(z[union] / temperature) for z in (z_t, z_d))
-  lam = np.exp(-0.5 * np.minimum(p, q).sum())
+  lam = np.exp(-0.5 * np.minimum(p, q).sum()) if lam is None else lam
   kl, tv = (p * np.log(p / q)).sum(), 0.5 * np.abs(p - q).sum()
   cross = -np.log(softmax(z_d[union]))[union.index(int(choice))]
   return lam * kl + (1 - lam) * tv, cross
@@ -83,6 +83,23 @@ def test_slot_losses_are_those_of_the_definition(top):
   np.testing.assert_allclose(
     np.stack(found, 1), np.array(expected), rtol=2e-5, atol=1e-6
   )
+
+
+def test_the_share_of_kl_has_no_gradient():
+  """Against differences in float64 that hold lam where it is."""
+  rng = np.random.default_rng(2)
+  z_d, z_t = (2 * rng.standard_normal(12) for _ in range(2))
+  how = drafter.DrafterLoss(top=12, temperature=3.0)
+  choice = z_t.argmax()
+  loss = lambda z: drafter.slot_losses(
+    how, z, jnp.asarray(z_t, jnp.float32), jnp.asarray(choice, jnp.int32)
+  )[0]
+  found = jax.grad(loss)(jnp.asarray(z_d, jnp.float32))
+  lam = np.exp(-0.5 * np.minimum(softmax(z_t / 3), softmax(z_d / 3)).sum())
+  at = lambda step: hybrid(z_d + step, z_t, 12, 3.0, choice, lam)[0]
+  steps = 1e-6 * np.eye(12)
+  expected = np.array([(at(x) - at(-x)) / 2e-6 for x in steps])
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_blocks_are_drafted_with_the_lora_and_verified_without(

@@ -14,8 +14,9 @@ from nemodiff_jax.io.checkpoint import open_checkpoint
 from nemodiff_jax.nn.config import preset
 from nemodiff_jax.nn.model import init_params
 from tests.train.runs import ROOT, command, environment, lines, run, toy
-from train import mesh, settings
+from train import data, mesh, settings
 from train.stack import stack_layers
+from train.step import pick_block
 
 SIZES = {
   "steps": 20,
@@ -133,3 +134,33 @@ def test_every_large_array_lies_on_the_mesh_by_the_rules():
   odd = {"diffusion_head": {"kernel": jax.ShapeDtypeStruct((8, 97), "f4")}}
   spec = mesh.shardings(grid, odd)["diffusion_head"]["kernel"].spec
   assert spec == P("fsdp", None)
+
+
+def test_a_process_places_rows_by_their_index_in_the_batch(monkeypatch):
+  """The second of two processes holds rows 2 and 3 of 4: noise follows them."""
+  monkeypatch.setattr(data.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(data.jax, "process_index", lambda: 1)
+  placed = []
+
+  def put(sharding, x, shape):
+    placed.append((sharding.spec, shape))
+    return x
+
+  monkeypatch.setattr(data.jax, "make_array_from_process_local_data", put)
+  grid = mesh.make_mesh((1, -1, 1))
+  own = {
+    "tokens": np.ones((2, 8), np.int32), "supervised": np.ones((2, 8), bool)
+  }  # fmt: skip
+  assert data.place_rows(own, grid, 4).example.tolist() == [2, 3]
+  assert data.place_rows(own, grid, 4, first=12).example.tolist() == [14, 15]
+  assert {shape for _, shape in placed} == {(4,), (4, 8)}
+  assert {spec[0] for spec, _ in placed} == {("data", "fsdp")}
+
+
+def test_every_block_length_is_drawn_alike_often():
+  """Each process and each resumed run draws the same one."""
+  drawn = [pick_block((8, 16, 32), 5, step) for step in range(3000)]
+  for length in (8, 16, 32):  # 5 standard deviations of 26.
+    assert abs(drawn.count(length) - 1000) < 130
+  assert [pick_block((8, 16, 32), 5, step) for step in range(50)] == drawn[:50]
+  assert [pick_block((8, 16, 32), 6, step) for step in range(50)] != drawn[:50]
