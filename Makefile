@@ -29,12 +29,13 @@ evaluate-demo: $(VENV)/.evaluate
 	  --thresholds=0.5,0.7,0.9,0.99 --steps=1,2,4,8,16 --traced=12 \
 	  --batch_size=16 --speed_of_light --out=.cache/evaluate-demo
 
+# A file's tests stay in one worker: they share what they trained and compiled.
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist=loadfile
 
 test-slow: .venv-slow/.heavy
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} .venv-slow/bin/python -m pytest \
-	  -n auto -m 'slow and not gpu'
+	  -n auto --dist=loadfile -m 'slow and not gpu'
 
 # Peers that `make test` goes without: tokamax and what it brings, 300 MB; lm_eval
 # and the packages that ship data.
