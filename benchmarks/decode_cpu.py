@@ -68,11 +68,10 @@ def timed(run) -> tuple[float, object]:
   return time.perf_counter() - start, out
 
 
-def decode(model, prompts, tokens, mode="ar", size=None):
+def decode(model, prompts, tokens, mode="ar"):
   config = decode_config(model.config, mode)
   rows = [RowSettings(max_new_tokens=tokens, ignore_eos=True)] * len(prompts)
-  size = size or len(prompts)
-  return list(api.generate_rows(model, config, prompts, rows, size))
+  return list(api.generate_rows(model, config, prompts, rows, len(prompts)))
 
 
 def against_transformers(name: str, folder: str, model, tokens: int) -> None:
@@ -98,7 +97,7 @@ def batch_of_16(name: str, model, mode: str, tokens: int) -> None:
   sizes = rng.integers(4, 64, 16)
   prompts = [rng.integers(5, 500, n).tolist() for n in sizes]
   together = lambda: decode(model, prompts, tokens, mode)
-  single = lambda: decode(model, prompts, tokens, mode, size=1)
+  single = lambda: [decode(model, [p], tokens, mode)[0] for p in prompts]
   same = together() == single()
   pairs = [(timed(together)[0], timed(single)[0]) for _ in range(3)]
   a, b = (statistics.median(x) for x in zip(*pairs, strict=True))

@@ -11,7 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from nemodiff_jax.api import DecodeOutput, Model, generate, load
+  from nemodiff_jax.api import (
+    DecodeOutput,
+    Model,
+    generate,
+    generate_iter,
+    load,
+  )
   from nemodiff_jax.decode.config import DecodeConfig, RowSettings
   from nemodiff_jax.errors import UserError
   from nemodiff_jax.nn.config import ModelConfig
@@ -27,6 +33,7 @@ _HOME = {
   "RowSettings": "nemodiff_jax.decode.config",
   "UserError": "nemodiff_jax.errors",
   "generate": "nemodiff_jax.api",
+  "generate_iter": "nemodiff_jax.api",
   "load": "nemodiff_jax.api",
   "stream": "nemodiff_jax.streams",
 }
@@ -38,6 +45,7 @@ __all__ = [
   "RowSettings",
   "UserError",
   "generate",
+  "generate_iter",
   "load",
   "stream",
 ]

@@ -1,13 +1,18 @@
 """The Python API: load a checkpoint, generate from prompts."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from nemodiff_jax.batch import (
+  BATCH_SIZE,
+  DecodeOutput,
+  generate_rows,
+  make_output,
+  rows_as_done,
+)
 from nemodiff_jax.decode.config import (
   ROW_FIELDS,
   DecodeConfig,
@@ -15,250 +20,62 @@ from nemodiff_jax.decode.config import (
   check_prompt,
   decode_config,
 )
-from nemodiff_jax.decode.generate import decode_ids
-from nemodiff_jax.decode.memory import check_memory
-from nemodiff_jax.decode.results import DecodedIds, Logprobs
-from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io.checkpoint import Checkpoint, open_checkpoint
-from nemodiff_jax.nn.config import ModelConfig
-from nemodiff_jax.nn.model import Transformer
-from nemodiff_jax.nn.quantize import check_scheme, scheme_of
-from nemodiff_jax.nn.sharding import make_mesh
+from nemodiff_jax.model import (
+  DTYPES,
+  Model,
+  check_attention,
+  check_batch,
+  default_dtype,
+  load,
+  load_model,
+)
 from nemodiff_jax.prompts import Prompt, encode_prompt, finish_row
-from nemodiff_jax.text.chat import ChatTemplate
-from nemodiff_jax.text.tokenizer import Tokenizer
-from pallas_kernels.range_attention.dispatch import resolve
 
-DTYPES = ("float32", "bfloat16")
-BATCH_SIZE = 8
-_KEYS = 128  # Positions of a cache are a multiple of these.
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeOutput:
-  """What came of one prompt.
-
-  Attributes:
-    text: without the token that ended the row; None without a tokenizer.
-    token_ids: generated tokens, an ending EOS or stop id included.
-    finish_reason: 'stop' or 'length'.
-    mode: the decoding mode.
-    nfe: forward passes, by the mode's counting.
-    tokens_per_forward: completion_tokens / nfe; None when nfe is 0.
-    prompt_tokens: length of the prompt.
-    completion_tokens: len(token_ids).
-    accepted: tokens accepted per cycle (speculative modes; None otherwise).
-    logprobs: of the tokens and the likeliest ones; None unless asked for.
-  """
-
-  text: str | None
-  token_ids: list[int]
-  finish_reason: str
-  mode: str
-  nfe: int
-  tokens_per_forward: float | None
-  prompt_tokens: int
-  completion_tokens: int
-  accepted: list[int] | None = None
-  logprobs: Logprobs | None = None
+__all__ = [
+  "BATCH_SIZE",
+  "DTYPES",
+  "DecodeOutput",
+  "Model",
+  "check_attention",
+  "check_batch",
+  "default_dtype",
+  "generate",
+  "generate_iter",
+  "generate_rows",
+  "load",
+  "load_model",
+  "make_output",
+  "prepare",
+  "rows_as_done",
+  "split_settings",
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A loaded checkpoint. All of it is data: no state changes by decoding.
-
-  Attributes:
-    config: architecture and special ids.
-    tokenizer: None where the checkpoint has none.
-    template: chat template; None where the checkpoint has none.
-    module: the Linen module.
-    weights: parameters and drafter.
-    attention: implementation of range attention; None: chosen.
-  """
-
-  config: ModelConfig
-  tokenizer: Tokenizer | None
-  template: ChatTemplate | None
-  module: Transformer
-  weights: Weights
-  attention: str | None = None
-
-  def ar_generate(
-    self,
-    prompt_ids: Any,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    eos_token_id: int | Sequence[int] | None = None,
-  ) -> tuple[np.ndarray, int]:
-    """The model card's `ar_generate`: see `_card`."""
-    return self._card(
-      prompt_ids, "ar", max_new_tokens, temperature, eos_token_id
-    )
-
-  def generate(
-    self,
-    prompt_ids: Any,
-    max_new_tokens: int,
-    block_length: int,
-    threshold: float | None = None,
-    temperature: float = 0.0,
-    eos_token_id: int | Sequence[int] | None = None,
-  ) -> tuple[np.ndarray, int]:
-    """The model card's `generate` (diffusion): see `_card`."""
-    return self._card(
-      prompt_ids,
-      "diffusion",
-      max_new_tokens,
-      temperature,
-      eos_token_id,
-      block_length=block_length,
-      threshold=threshold,
-    )
-
-  def linear_spec_generate(
-    self,
-    prompt_ids: Any,
-    max_new_tokens: int = 128,
-    block_length: int = 32,
-    temperature: float = 0.0,
-    eos_token_id: int | Sequence[int] | None = None,
-    threshold: float = 0.0,
-  ) -> tuple[np.ndarray, int]:
-    """The model card's `linear_spec_generate`: see `_card`."""
-    return self._card(
-      prompt_ids,
-      "linear_spec",
-      max_new_tokens,
-      temperature,
-      eos_token_id,
-      block_length=block_length,
-      draft_threshold=threshold,
-    )
-
-  def _card(
-    self, prompt_ids, mode, max_new_tokens, temperature, eos, **settings
-  ) -> tuple[np.ndarray, int]:
-    """Decodes equally long prompts as the released code is called.
-
-    prompt_ids is [B, P], or [P] for one row.
-
-    Returns:
-      (ids, nfe): [B, P + n] prompts and outputs, rows that ended early filled
-      with the last token they hold; and the largest nfe of the rows.
-    """
-    prompts = np.atleast_2d(np.asarray(prompt_ids))
-    config = decode_config(self.config, mode, **settings)
-    stops = None if eos is None else np.atleast_1d(eos).tolist()
-    row = RowSettings(
-      max_new_tokens=max_new_tokens,
-      temperature=temperature,
-      stop_token_ids=tuple(stops or ()),
-      ignore_eos=stops is not None,
-    )
-    ids = [check_prompt(p.tolist(), row, self.config) for p in prompts]
-    out = list(generate_rows(self, config, ids, [row] * len(ids), len(ids)))
-    width = max(len(o.token_ids) for o in out)
-    full = [o.token_ids + o.token_ids[-1:] * width for o in out]
-    tail = np.array([f[:width] for f in full], prompts.dtype)
-    return np.concatenate([prompts, tail], 1), max(o.nfe for o in out)
-
-
-def load(
-  checkpoint: str | None = None,
-  *,
-  dtype: str | None = None,
-  lora: str | None = None,
-  attention: str | None = None,
-  quantize: str = "none",
-  mesh: str | None = None,
-) -> Model:
-  """Loads a checkpoint.
-
-  Args:
-    checkpoint: a folder, 'org/name[@revision]' on the hub, or None for the
-      embedded checkpoint.
-    dtype: 'float32' or 'bfloat16'; None: float32 on CPU, else bfloat16.
-    lora: PEFT folder of the drafter; None: the checkpoint's own, if it has
-      one; 'none': no drafter.
-    attention: 'xla', 'mosaic', 'triton' or None to choose.
-    quantize: 'none', or 'int8' weights: half the bytes of bfloat16.
-    mesh: 'tensor:n' to share the model among the first n devices.
-
-  Raises:
-    UserError: what is wrong with the checkpoint, and what to do.
-  """
-  if dtype not in (None, *DTYPES):
-    raise UserError(f"dtype should be one of {DTYPES}, got {dtype!r}.")
-  opened = open_checkpoint(checkpoint)
-  return load_model(opened, dtype, lora, attention, quantize, mesh)
-
-
-def load_model(
-  checkpoint: Checkpoint,
-  dtype: str | None = None,
-  lora: str | None = None,
-  attention: str | None = None,
-  quantize: str = "none",
-  mesh: str | None = None,
-) -> Model:
-  """Reads the weights of an opened checkpoint; arguments as in `load`."""
-  check_attention(attention, checkpoint.config, dtype)
-  dtype, config = dtype or default_dtype(), checkpoint.config
-  check_scheme(quantize)
-  devices = None if mesh is None else make_mesh(mesh, config)
-  scheme = checkpoint.loaded_scheme(quantize)
-  count = devices.size if devices else 1
-  check_memory(
-    config, DecodeConfig(), dtype, 1, 1, 1, scheme=scheme, devices=count
-  )
-  module = Transformer(config, jnp.dtype(dtype), devices)
-  drafter = checkpoint.load_lora(lora, dtype, devices)
-  params = checkpoint.load_params(dtype, quantize, devices)
-  weights = Weights(params, drafter)
-  return Model(
-    config,
-    checkpoint.tokenizer,
-    checkpoint.template,
-    module,
-    weights,
-    attention,
-  )
-
-
-def check_attention(
-  attention: str | None, config: ModelConfig, dtype: str | None = None
-) -> None:
-  """Raises a UserError if attention cannot be computed as asked."""
-  queries = (1, 1, config.num_heads, config.head_dim)
-  keys = (1, _KEYS, config.num_kv_heads, config.head_dim)
-  try:
-    resolve(attention, queries, keys, jnp.dtype(dtype or default_dtype()))
-  except (NotImplementedError, ValueError) as e:
-    raise UserError(f"attention={attention}: {e}") from e
-
-
-def default_dtype() -> str:
-  """float32 on CPU (where bfloat16 is several times slower), else bfloat16."""
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+Settings = Sequence[Mapping[str, Any] | RowSettings]
 
 
 def generate(
   model: Model,
   prompts: Prompt | Sequence[Prompt],
+  settings: Settings | None = None,
   *,
-  mode: str = "ar",
+  mode: str | None = None,
   batch_size: int = BATCH_SIZE,
-  **settings: Any,
+  **common: Any,
 ) -> list[DecodeOutput]:
   """Decodes prompts, `batch_size` at a time.
 
   Args:
     model: from `load`.
     prompts: texts, lists of token ids or lists of messages; or one of them.
-    mode: 'ar', 'diffusion', 'linear_spec' or 'quadratic_spec'.
+    settings: one per prompt: a `RowSettings`, or its fields that differ from
+      the common ones. None: all prompts have the common ones.
+    mode: 'ar', 'diffusion', 'linear_spec' or 'quadratic_spec'; None:
+      linear_spec with block_length 'auto', or ar where the checkpoint has no
+      mask token.
     batch_size: rows decoded together; no effect on the results.
-    **settings: block_length, threshold, steps_per_block, draft_threshold (see
+    **common: block_length, threshold, steps_per_block, draft_threshold (see
       `decode.config.decode_config`) and the fields of
       `decode.config.RowSettings`.
 
@@ -268,7 +85,36 @@ def generate(
   Raises:
     UserError: a setting or a prompt that cannot be served.
   """
-  row, config = split_settings(model, mode, settings)
+  config, ids, rows = _asked(model, prompts, settings, mode, common)
+  return list(generate_rows(model, config, ids, rows, batch_size))
+
+
+def generate_iter(
+  model: Model,
+  prompts: Prompt | Sequence[Prompt],
+  settings: Settings | None = None,
+  *,
+  mode: str | None = None,
+  batch_size: int = BATCH_SIZE,
+  **common: Any,
+) -> Iterator[tuple[int, DecodeOutput]]:
+  """Like `generate`, but yields (index of the prompt, output) as they are done.
+
+  All prompts are checked before the first is decoded.
+  """
+  config, ids, rows = _asked(model, prompts, settings, mode, common)
+  return rows_as_done(model, config, ids, rows, batch_size)
+
+
+def _asked(
+  model: Model,
+  prompts: Prompt | Sequence[Prompt],
+  settings: Settings | None,
+  mode: str | None,
+  common: dict[str, Any],
+) -> tuple[DecodeConfig, list[list[int]], list[RowSettings]]:
+  """What a call asks for, checked: config, ids and settings of each prompt."""
+  row, config = split_settings(model, mode, common)
   many: Any = prompts
   if hasattr(many, "ndim"):  # An array of ids, of one row or of many.
     many = np.asarray(many).tolist()
@@ -276,66 +122,35 @@ def generate(
     len(many) and isinstance(many[0], (int, np.integer, dict))
   ):
     many = [many]
-  row = finish_row(model.tokenizer, row)
-  ids = [prepare(model, p, row) for p in many]
-  return list(generate_rows(model, config, ids, [row] * len(ids), batch_size))
-
-
-def generate_rows(
-  model: Model,
-  config: DecodeConfig,
-  prompts: Sequence[Sequence[int]],
-  rows: Sequence[RowSettings],
-  batch_size: int,
-) -> Iterator[DecodeOutput]:
-  """Decodes checked prompts with their own settings, batch by batch."""
-  if batch_size < 1:
-    raise UserError(f"batch_size should be at least 1, got {batch_size}.")
-  batch_size = min(batch_size, len(prompts))
-  for at in range(0, len(prompts), max(batch_size, 1)):
-    part, settings = prompts[at : at + batch_size], rows[at : at + batch_size]
-    check_batch(model, config, part, settings, batch_size)
-    decoded = decode_ids(
-      model.module,
-      model.weights,
-      config,
-      part,
-      settings,
-      batch=batch_size,
-      attention=model.attention,
-      tokenizer=model.tokenizer,
+  if settings is None:
+    rows = [row] * len(many)
+  elif len(settings) != len(many):
+    raise UserError(
+      f"settings should be one per prompt, got {len(settings)} for"
+      f" {len(many)} prompts."
     )
-    for prompt, ids in zip(part, decoded, strict=True):
-      yield make_output(model.tokenizer, config.mode, len(prompt), ids)
+  else:
+    rows = [_own(row, s) for s in settings]
+  rows = [finish_row(model.tokenizer, r) for r in rows]
+  pairs = zip(many, rows, strict=True)
+  return config, [prepare(model, p, r) for p, r in pairs], rows
 
 
-def check_batch(
-  model: Model,
-  config: DecodeConfig,
-  prompts: Sequence[Sequence[int]],
-  settings: Sequence[RowSettings],
-  batch_size: int,
-) -> None:
-  """Raises a UserError if a batch cannot fit beside the parameters."""
-  longest = max(map(len, prompts))
-  most = max(s.max_new_tokens for s in settings)
-  module = model.module
-  check_memory(
-    model.config,
-    config,
-    module.dtype,
-    batch_size,
-    longest,
-    most,
-    settings=settings,
-    loaded=True,
-    scheme=scheme_of(model.weights.params),
-    devices=module.mesh.size if module.mesh else 1,
-  )
+def _own(common: RowSettings, own: Mapping[str, Any] | RowSettings):
+  if isinstance(own, RowSettings):
+    return own
+  for name in own:
+    if name not in ROW_FIELDS:
+      raise UserError(
+        f"unknown setting {name!r} of a prompt; known are"
+        f" {', '.join(ROW_FIELDS)}.",
+        "unknown_field",
+      )
+  return dataclasses.replace(common, **own)
 
 
 def split_settings(
-  model: Model, mode: str, settings: dict[str, Any]
+  model: Model, mode: str | None, settings: dict[str, Any]
 ) -> tuple[RowSettings, DecodeConfig]:
   """Settings of the row, and of the run, from one set of names."""
   own = {k: settings.pop(k) for k in ROW_FIELDS if k in settings}
@@ -353,25 +168,3 @@ def prepare(model: Model, prompt: Prompt, row: RowSettings) -> list[int]:
   """
   ids = encode_prompt(model.tokenizer, model.template, prompt)
   return check_prompt(ids, row, model.config)
-
-
-def make_output(
-  tokenizer: Tokenizer | None, mode: str, prompt_tokens: int, ids: DecodedIds
-) -> DecodeOutput:
-  """Adds text and counts to decoded ids."""
-  shown = ids.token_ids[:-1] if ids.finish_reason == "stop" else ids.token_ids
-  count = len(ids.token_ids)
-  return DecodeOutput(
-    text=ids.text
-    if ids.text is not None or tokenizer is None
-    else tokenizer.decode(shown),
-    token_ids=ids.token_ids,
-    finish_reason=ids.finish_reason,
-    mode=mode,
-    nfe=ids.nfe,
-    tokens_per_forward=count / ids.nfe if ids.nfe else None,
-    prompt_tokens=prompt_tokens,
-    completion_tokens=count,
-    accepted=ids.accepted,
-    logprobs=ids.logprobs,
-  )

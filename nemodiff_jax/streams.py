@@ -1,4 +1,4 @@
-"""One prompt, pass by pass: its text as it becomes certain, and its states."""
+"""One prompt: its text as it becomes certain, or every pass over it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,12 +13,13 @@ from nemodiff_jax.api import (
 )
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.generate import Step, stream_ids
+from nemodiff_jax.engines import open_engine
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import Prompt, finish_row
 
 
 def stream(
-  model: Model, prompt: Prompt, *, mode: str = "ar", **settings: Any
+  model: Model, prompt: Prompt, *, mode: str | None = None, **settings: Any
 ) -> Iterator[str | DecodeOutput]:
   """Yields the text of one prompt as it becomes certain, then the output.
 
@@ -27,7 +28,7 @@ def stream(
   Args:
     model: from `load`.
     prompt: text, token ids, or messages.
-    mode: decoding mode.
+    mode: decoding mode; None: as for `generate`.
     **settings: as for `generate`.
 
   Raises:
@@ -36,9 +37,25 @@ def stream(
   row, config = split_settings(model, mode, settings)
   row = finish_row(model.tokenizer, row)
   ids = prepare(model, prompt, row)
-  for item in watch(model, config, ids, row):
-    if isinstance(item, (str, DecodeOutput)):
-      yield item
+  yield from pieces(model, config, ids, row)
+
+
+def pieces(
+  model: Model, config: DecodeConfig, prompt: Sequence[int], row: RowSettings
+) -> Iterator[str | DecodeOutput]:
+  """As `stream`, for one checked prompt; settings from `prompts.finish_row`."""
+  if model.tokenizer is None:
+    raise UserError("a stream of text needs a tokenizer; there is none.")
+  check_batch(model, config, [prompt], [row], 1)
+  length = len(prompt) + row.max_new_tokens
+  engine = open_engine(model, config, rows=1, max_length=length, settings=[row])
+  made = engine.submit(prompt, row, stream=True)
+  while not made.ended:
+    for event in engine.step():
+      if event.text:
+        yield event.text
+  done = made.output.result()
+  yield make_output(model.tokenizer, config.mode, len(prompt), done)
 
 
 def watch(
@@ -46,8 +63,6 @@ def watch(
   config: DecodeConfig,
   prompt: Sequence[int],
   row: RowSettings,
-  *,
-  traced: bool = False,
 ) -> Iterator[Step | str | DecodeOutput]:
   """Every step of one checked prompt, new text after it, and the output.
 
@@ -56,7 +71,6 @@ def watch(
     config: how to decode.
     prompt: checked ids.
     row: settings, from `prompts.finish_row`.
-    traced: keep what each pass proposed.
   """
   if model.tokenizer is None:
     raise UserError("a stream of text needs a tokenizer; there is none.")
@@ -70,7 +84,7 @@ def watch(
     [row],
     attention=model.attention,
     tokenizer=model.tokenizer,
-    traced=traced,
+    traced=True,
   ):
     text = step.results()[0].text or ""
     yield step

@@ -46,10 +46,10 @@ def test_one_text_wherever_a_reply_is_cut(model, mode, counts):
 
 
 def test_what_is_held_back_is_let_go_when_the_row_ends(model):
-  _, done = all_texts(model, max_new_tokens=12)
+  _, done = all_texts(model, max_new_tokens=12, mode="ar")
   for size in range(1, 4):
     stop = done.text[-size:] + "never"
-    texts, _ = all_texts(model, max_new_tokens=12, stop=[stop])
+    texts, _ = all_texts(model, max_new_tokens=12, stop=[stop], mode="ar")
     assert texts == {done.text}
 
 

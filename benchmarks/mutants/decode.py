@@ -45,8 +45,8 @@ DECODING = (
   ),
   _decode(
     "no draft_threshold", "config.py",
-    "    mode, block_length, threshold, steps_per_block, draft_threshold\n",
-    "    mode, block_length, threshold, steps_per_block\n",
+    "steps_per_block, draft_threshold, widths\n",
+    "steps_per_block, 0.0, widths\n",
     "limits defaults_of_a_run",
   ),
   _decode(

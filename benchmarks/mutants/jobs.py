@@ -91,7 +91,7 @@ MUTATIONS = (
   ),
   _break(
     "/mode forgets --block_length", "cli/flags.py",
-    "block_length=BLOCK_LENGTH.value,", "block_length=None,",
+    "block_length=block_length(),", "block_length=None,",
     f"{FLAGS} run_config",
   ),
   _break(
@@ -115,8 +115,9 @@ MUTATIONS = (
   ),
   _break(
     "errors stand before all results", "cli/run_job.py",
-    "      for item in items:",
-    "      for item in sorted(items, key=lambda i: isinstance(i, Task)):",
+    "  for item in items:\n    if isinstance",
+    "  for item in sorted(items, key=lambda i: isinstance(i, Task)):\n"
+    "    if isinstance",
     f"{FILE} order",
   ),
   _break(

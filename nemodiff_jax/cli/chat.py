@@ -14,7 +14,7 @@ from absl import flags
 
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import main as process
-from nemodiff_jax.cli.conversation import Chat
+from nemodiff_jax.cli.conversation import Chat, how
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import finish_row
 
@@ -41,7 +41,7 @@ def main() -> int:
     {} if think is None else {"enable_thinking": think},
   )
   signal.signal(signal.SIGINT, chat.interrupt)
-  print(f"[{config.mode}, block {config.block_length}; /help for commands]")
+  print(f"[{how(config)}; /help for commands]")
   # Bytes that are no UTF-8 come as halves of pairs, which `reply` refuses.
   process.reconfigure_text(sys.stdin, "surrogateescape")
   if sys.stdin.isatty():

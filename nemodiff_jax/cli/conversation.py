@@ -24,6 +24,12 @@ HELP = (
 )
 
 
+def how(config: DecodeConfig) -> str:
+  """Mode and block length in words."""
+  block = "auto" if config.widths else config.block_length
+  return f"{config.mode}, block {block}"
+
+
 @dataclasses.dataclass
 class Interrupt:
   """What Ctrl-C does: it ends a reply after its pass, and anything else at once.
@@ -90,7 +96,7 @@ class Chat:
     elif name == "/mode":
       self.config = self.configure(argument.strip())
       self.engine = None
-      print(f"[{self.config.mode}, block {self.config.block_length}]")
+      print(f"[{how(self.config)}]")
     elif name == "/help":
       print(HELP)
     else:
@@ -129,7 +135,11 @@ class Chat:
     self.said = ""
     if self.engine is None:
       self.engine = open_engine(
-        self.model, self.config, rows=1, max_length=self.max_length
+        self.model,
+        self.config,
+        rows=1,
+        max_length=self.max_length,
+        settings=[self.row],
       )
     engine = self.engine
     made = engine.submit(prompt, self.row, stream=True)

@@ -32,7 +32,7 @@ def main() -> int:
   opened = shared.checkpoint()
   model = shared.load(opened)
   settings: dict[str, Any] = dataclasses.asdict(shared.row_settings(opened))
-  settings["block_length"] = shared.BLOCK_LENGTH.value
+  settings["block_length"] = shared.block_length()
   prompt: Any = _PROMPT.value
   print(f"{prompt}\n")
   if model.template is not None:

@@ -6,6 +6,7 @@ from absl import flags
 
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import (
+  AUTO,
   MODES,
   DecodeConfig,
   RowSettings,
@@ -28,20 +29,23 @@ CHECKPOINT = flags.DEFINE_string(
 )
 MODE = flags.DEFINE_enum(
   "mode",
-  "ar",
+  None,
   MODES,
   "How to decode: ar is one token a pass; diffusion refines blocks in a few"
   " passes; linear_spec and quadratic_spec draft by diffusion and verify by"
-  " ar, with exactly ar's output.",
+  " ar, with exactly ar's output. Default: linear_spec with"
+  " --block_length=auto; ar for a checkpoint without a mask token.",
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer(
   "max_new_tokens", 128, "Most tokens to generate per prompt."
 )
-BLOCK_LENGTH = flags.DEFINE_integer(
+BLOCK_LENGTH = flags.DEFINE_string(
   "block_length",
   None,
-  "Tokens per block or draft. Default: the checkpoint's block_size;"
-  " quadratic_spec: 16. Not used by ar.",
+  "Tokens per block or draft, or auto: linear_spec chooses each draft's by what"
+  " it yields, so nfe (and in bfloat16, tokens at ties) may differ from run to"
+  " run. Default: auto where no --mode is given; else the checkpoint's"
+  " block_size; quadratic_spec: 16. Not used by ar.",
 )
 THRESHOLD = flags.DEFINE_string(
   "threshold",
@@ -181,7 +185,7 @@ def run_config(model: ModelConfig, mode: str | None = None) -> DecodeConfig:
   return decode_config(
     model,
     MODE.value if mode is None else mode,
-    block_length=BLOCK_LENGTH.value,
+    block_length=block_length(),
     threshold=_threshold(),
     steps_per_block=STEPS_PER_BLOCK.value,
     draft_threshold=DRAFT_THRESHOLD.value,
@@ -241,6 +245,19 @@ def batch_size() -> int:
   if BATCH_SIZE.value < 1:
     raise UserError(f"batch_size should be at least 1, got {BATCH_SIZE.value}.")
   return BATCH_SIZE.value
+
+
+def block_length() -> int | str | None:
+  """What --block_length says."""
+  text = BLOCK_LENGTH.value
+  if text is None or text.lower() == AUTO:
+    return text and AUTO
+  try:
+    return int(text)
+  except ValueError as e:
+    raise UserError(
+      f"block_length should be a whole number or auto, got {text!r}."
+    ) from e
 
 
 def _threshold() -> float | Literal["auto"] | None:

@@ -11,7 +11,8 @@ docs/decoding.md; without an id, it is the line's number. A line of the output i
 "tokens_per_forward", "prompt_tokens", "completion_tokens"}, with "accepted" in
 the speculative modes and "logprobs" where asked. A line that cannot be served
 gives {"id", "line", "error"} and exit code 3. Lines of OpenAI's batch files are
-taken too, and answered in their form: see docs/jobs.md. With --output, a stopped
+taken too, and answered in their form: see docs/jobs.md. Results are written as
+they are done, in no order unless --keep_order says so. With --output, a stopped
 job goes on where it was; OUTPUT.settings.json beside it holds its settings.
 """
 
@@ -38,6 +39,11 @@ _PROMPTS_FILE = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string(
   "output", None, "JSONL file to append results to. Default: standard output."
+)
+_KEEP_ORDER = flags.DEFINE_bool(
+  "keep_order",
+  False,
+  "Write results in the order of the lines, not as they are done.",
 )
 _STREAM = flags.DEFINE_bool(
   "stream", False, "With --prompt: print the text as it becomes certain."
@@ -74,7 +80,9 @@ def main() -> int:
     if _OUTPUT.value is None:
       return _show(opened, config, task)
   settings = _settings(opened, config, row)
-  return run_job.run_job(opened, config, items, size, _OUTPUT.value, settings)
+  return run_job.run_job(
+    opened, config, items, size, _OUTPUT.value, settings, _KEEP_ORDER.value
+  )
 
 
 def _show(opened: Checkpoint, config: DecodeConfig, task: jobs.Task) -> int:
@@ -83,7 +91,7 @@ def _show(opened: Checkpoint, config: DecodeConfig, task: jobs.Task) -> int:
   if _TRACE.value:
     output = trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
   elif _STREAM.value:
-    output = _stream(streams.watch(model, config, task.prompt, task.row))
+    output = _stream(streams.pieces(model, config, task.prompt, task.row))
   else:
     (output,) = api.generate_rows(model, config, [task.prompt], [task.row], 1)
     print(output.token_ids if output.text is None else output.text)

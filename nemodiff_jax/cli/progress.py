@@ -33,12 +33,13 @@ class Progress:
     self._ended.set()
     self._bar.close()
 
-  def add(self, output: DecodeOutput) -> None:
-    """Counts an output."""
+  def add(self, output: DecodeOutput) -> DecodeOutput:
+    """Counts an output, and returns it."""
     self._prompts += 1
     self._tokens += output.completion_tokens
     self._passes += output.nfe
     self._bar.update()
+    return output
 
   def summary(self, errors: int) -> str:
     """The whole job in a line."""

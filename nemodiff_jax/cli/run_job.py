@@ -1,7 +1,8 @@
 """Decodes the tasks of a job and writes what comes of every line."""
 
+import collections
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemodiff_jax import api
@@ -14,6 +15,8 @@ from nemodiff_jax.decode.memory import check_memory
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
 
+_LEAD = 8  # Batches that results may be held back for, by --keep_order.
+
 
 def run_job(
   opened: Checkpoint,
@@ -22,6 +25,7 @@ def run_job(
   size: int,
   path: str | None,
   settings: dict[str, Any],
+  keep_order: bool = False,
 ) -> int:
   """Serves what of a job is not done; returns the exit code, 0 or 3.
 
@@ -29,9 +33,10 @@ def run_job(
     opened: the checkpoint; its weights are read if there is something to do.
     config: how to decode.
     items: every line of the job.
-    size: prompts per batch.
+    size: prompts decoded together.
     path: --output; None: standard output.
     settings: what decides the results, kept beside the output.
+    keep_order: results wait for those of the lines before.
 
   Raises:
     UserError: the output cannot be used, or a batch does not fit in memory.
@@ -49,19 +54,19 @@ def run_job(
   if tasks:
     check_fit(opened, config, tasks, size)
     model = flags.load(opened, config.mode == "linear_spec")
-    outputs = api.generate_rows(
-      model, config, [t.prompt for t in tasks], [t.row for t in tasks], size
-    )
+    outputs = api.rows_as_done(
+      model, config, [t.prompt for t in tasks], [t.row for t in tasks], size,
+      _LEAD * size if keep_order else None,
+    )  # fmt: skip
   progress = Progress(len(tasks))
+  done = ((tasks[i], progress.add(output)) for i, output in outputs)
   try:
     with progress:
-      for item in items:
+      for item, output in (_in_order if keep_order else _as_done)(items, done):
         if isinstance(item, Refused):
           writer.refusal(item)
         else:
-          output = next(outputs)
           writer.result(item, output, opened.folder.name)
-          progress.add(output)
   except (KeyboardInterrupt, SystemExit):
     if path is not None:
       print("the same command goes on from here", file=sys.stderr)
@@ -73,6 +78,33 @@ def run_job(
     )
   print(progress.summary(errors), file=sys.stderr)
   return 3 if errors else 0
+
+
+def _as_done(
+  items: Sequence[Task | Refused], done: Iterator[tuple[Task, Any]]
+) -> Iterator[tuple[Task | Refused, Any]]:
+  """Results as they come, each behind the lines refused before its own."""
+  refused = collections.deque(i for i in items if isinstance(i, Refused))
+  for task, output in done:
+    while refused and refused[0].line < task.line:
+      yield refused.popleft(), None
+    yield task, output
+  yield from ((item, None) for item in refused)
+
+
+def _in_order(
+  items: Sequence[Task | Refused], done: Iterator[tuple[Task, Any]]
+) -> Iterator[tuple[Task | Refused, Any]]:
+  """Lines in their order; what is held back is lost if the job is stopped."""
+  held: dict[int, Any] = {}
+  for item in items:
+    if isinstance(item, Refused):
+      yield item, None
+      continue
+    while item.line not in held:
+      task, output = next(done)
+      held[task.line] = output
+    yield item, held.pop(item.line)
 
 
 def check_fit(

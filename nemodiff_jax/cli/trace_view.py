@@ -42,7 +42,7 @@ def show(
   outputs: list[api.DecodeOutput] = []
 
   def steps() -> Iterator[Step]:
-    for item in streams.watch(model, config, prompt, row, traced=True):
+    for item in streams.watch(model, config, prompt, row):
       if isinstance(item, Step):
         yield item
       elif isinstance(item, api.DecodeOutput):

@@ -19,7 +19,8 @@ def begin(
   hidden: Float[Array, "B 1 D"],
 ) -> tuple[DecodeState, Emitted]:
   """The prefill yields the first token and counts as its pass."""
-  first, _ = read(decoder, weights, hidden, state.lengths[:, None], state)
+  at = state.lengths[:, None]
+  first, _ = read(decoder, weights, hidden, at, state, before=at)
   state = replace(state, block=first, nfe=count_pass(state))
   return emit(state, first, jnp.ones_like(state.count))
 
@@ -31,7 +32,8 @@ def step(
   causal = jnp.ones_like(state.running)
   hidden, state = block_pass(decoder, weights, state, causal)
   lengths = state.lengths + state.running.astype(jnp.int32)
-  token, sure = read(decoder, weights, hidden, lengths[:, None], state)
+  at, known = lengths[:, None], state.block.token
+  token, sure = read(decoder, weights, hidden, at, state, before=known)
   state = replace(state, block=token, lengths=lengths)
   proposed = proposal(decoder, token, sure)
   return emit(state, token, jnp.ones_like(state.count), proposed)

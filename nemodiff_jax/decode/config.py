@@ -14,6 +14,8 @@ DEFAULT_THRESHOLD = 0.9
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 1000  # Beyond it every token is equally likely.
 MAX_POSITIONS = 2**31 - 1  # Positions are int32.
+AUTO = "auto"
+NARROW_WIDTHS = 1, 8, 16  # That 'auto' has beside the block size.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,8 @@ class DecodeConfig:
     steps_per_block: diffusion: most denoising passes per block; None: C.
     draft_threshold: linear_spec: draft passes repeat until every slot reaches
       this confidence; 0: one draft pass.
+    widths: linear_spec: block lengths of which an engine chooses one for each
+      cycle, by what it yields; block_length is the largest. None: no choice.
   """
 
   mode: str = "ar"
@@ -35,6 +39,7 @@ class DecodeConfig:
   threshold: float | None = DEFAULT_THRESHOLD
   steps_per_block: int | None = None
   draft_threshold: float = 0.0
+  widths: tuple[int, ...] | None = None
 
   def __post_init__(self):
     if self.mode not in MODES:
@@ -50,34 +55,54 @@ class DecodeConfig:
 
 def decode_config(
   model: ModelConfig,
-  mode: str = "ar",
+  mode: str | None = None,
   *,
-  block_length: int | None = None,
+  block_length: int | str | None = None,
   threshold: float | Literal["auto"] | None = "auto",
   steps_per_block: int | None = None,
   draft_threshold: float = 0.0,
 ) -> DecodeConfig:
   """Fills in the defaults that depend on the checkpoint and on each other.
 
-  block_length defaults to the checkpoint's block size (quadratic_spec: 16),
-  threshold to 0.9 unless steps_per_block is given, then to None.
+  mode defaults to linear_spec, and ar where there is no mask token;
+  block_length to 'auto' where no mode is named, else to the checkpoint's block
+  size (quadratic_spec: 16); threshold to 0.9 unless steps_per_block is given,
+  then to None.
 
   Raises:
     UserError: a value out of range, or a mode this checkpoint cannot decode.
   """
+  if mode is None:
+    mode = "ar" if model.mask_id is None else "linear_spec"
+    block_length = AUTO if block_length is None else block_length
   known = modes.MODES.get(mode)
   if known is not None and known.masked and model.mask_id is None:
     raise UserError(
       f"mode {mode!r} needs a mask token, but this checkpoint's config.json"
       " has no mask_token_id. Use mode 'ar', or a tri-mode checkpoint."
     )
-  if block_length is None:
+  widths: tuple[int, ...] | None = None
+  if block_length == AUTO:
+    if mode not in ("ar", "linear_spec"):
+      raise UserError(
+        f"block_length=auto is for linear_spec, but the mode is {mode}; give a"
+        " number."
+      )
+    block_length = model.block_size
+    if mode == "linear_spec":
+      narrow = {w for w in NARROW_WIDTHS if w < block_length}
+      widths = (*sorted(narrow), block_length)
+  elif isinstance(block_length, str):
+    raise UserError(
+      f"block_length should be a whole number or auto, got {block_length!r}."
+    )
+  elif block_length is None:
     own = known.default_block if known else None
     block_length = own or model.block_size
   if threshold == "auto":
     threshold = DEFAULT_THRESHOLD if steps_per_block is None else None
   return DecodeConfig(
-    mode, block_length, threshold, steps_per_block, draft_threshold
+    mode, block_length, threshold, steps_per_block, draft_threshold, widths
   )
 
 

@@ -33,7 +33,8 @@ def begin(
   hidden: Float[Array, "B 1 D"],
 ) -> tuple[DecodeState, Emitted]:
   """The prefill counts as a pass and yields the first token."""
-  first, _ = read(decoder, weights, hidden, state.lengths[:, None], state)
+  at = state.lengths[:, None]
+  first, _ = read(decoder, weights, hidden, at, state, before=at)
   block = fresh_block(decoder, first)
   state = replace(state, block=block, nfe=count_pass(state))
   return emit(state, block, jnp.ones_like(state.count))
@@ -48,7 +49,8 @@ def step(
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   shift = verify[:, None].astype(jnp.int32)
   positions = state.lengths[:, None] + slot + shift
-  picked, sure = read(decoder, weights, hidden, positions, state)
+  known = jnp.where(verify[:, None], state.block.token, -1)
+  picked, sure = read(decoder, weights, hidden, positions, state, before=known)
 
   masked = state.block.token == decoder.mask_id
   one = jnp.ones_like(state.count)

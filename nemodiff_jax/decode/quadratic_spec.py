@@ -31,7 +31,8 @@ def begin(
   """The prefill carried C masks: it gives a whole draft, its first certain."""
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   at = state.lengths[:, None] + slot
-  draft, _ = read(decoder, weights, hidden, at, state)
+  none = jnp.full_like(at, -1)  # Behind the first one there are drafts.
+  draft, _ = read(decoder, weights, hidden, at, state, before=none)
   state = replace(state, block=draft, nfe=count_pass(state))
   return emit(state, draft, jnp.ones_like(state.count))
 
@@ -43,7 +44,9 @@ def step(
   hidden, state = quadratic_pass(decoder, weights, state)
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
   after = state.lengths[:, None] + slot + 1
-  verified, sure = read(decoder, weights, hidden[:, :, 0], after, state)
+  verified, sure = read(
+    decoder, weights, hidden[:, :, 0], after, state, before=state.block.token
+  )
   count = accept(state.block.token, verified.token)
   known = last_accepted(verified, count)
 

@@ -92,6 +92,16 @@ class RowOutput:
     """The text that is certain; '' without a stream."""
     return "" if self.stream is None else self.stream.text
 
+  @property
+  def matched(self) -> int | str | None:
+    """The stop id or text that ended the row; None: an EOS, or none did."""
+    if self.stream is not None and self.stream.matched is not None:
+      return self.stream.matched
+    if self.status != STOPPED or not self.token_ids:
+      return None
+    last = self.token_ids[-1]
+    return last if last in self.settings.stop_token_ids else None
+
   def add(self, emitted: Emitted, row: int, nfe: int, status: int) -> bool:
     """Takes what a pass emitted, copied to the host, for this row of it.
 

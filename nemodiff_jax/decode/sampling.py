@@ -14,6 +14,7 @@ from jax import lax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int
 
+from nemodiff_jax.decode.adjust import adjusted
 from nemodiff_jax.decode.emit import end_thinking
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -41,6 +42,7 @@ def read(
   state: DecodeState,
   *,
   think: bool = True,
+  before: Int[Array, "B T"] | None = None,
 ) -> tuple[Picked, Float[Array, "B T"]]:
   """The tokens of hidden states, and how sure the model is of each.
 
@@ -53,20 +55,26 @@ def read(
     positions: absolute position of each token.
     state: of the batch.
     think: whether a thinking budget can end among these tokens.
+    before: the token before each, where that is no draft: see `adjusted`.
   """
   state = replace(state, cache=KVCache((), ()))  # Its leaves are no rows.
 
   def some(rows: slice) -> tuple[Picked, Array]:
-    part, at = jax.tree.map(lambda x: x[rows], (state, positions))
+    part, at, given = jax.tree.map(
+      lambda x: x[rows], (state, positions, before)
+    )
     logits = head(decoder.module, weights.params, hidden[rows])
+    own = logits
+    if part.adjust is not None:
+      own = adjusted(part.adjust, logits, at, part.rows.stop_ids, given)
 
     def pick(sampling: Sampling) -> Picked:
-      token, scaled, kept = choose(decoder, sampling, logits, at, part.rows)
+      token, scaled, kept = choose(decoder, sampling, own, at, part.rows)
       if think:
         forced = end_thinking(part, token, at)
         token = jnp.where(forced, part.rows.think_id[:, None], token)
         kept = jnp.where(forced[..., None], scaled, kept)
-      return _with_logprobs(decoder, kept, token)
+      return with_logprobs(decoder, kept, token)
 
     if decoder.sampling is None:
       each = [functools.partial(pick, s) for s in Sampling]
@@ -147,9 +155,10 @@ def proposal(
   return Proposed(picked.token, sure) if decoder.traced else None
 
 
-def _with_logprobs(
+def with_logprobs(
   decoder: Decoder, logits: Float[Array, "B T V"], token: Int[Array, "B T"]
 ) -> Picked:
+  """The tokens with what `decoder.logprobs` asks for, by these logits."""
   if decoder.logprobs is None:
     return Picked(token)
   total = jax.nn.logsumexp(logits, -1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.mode import Mode
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.lora import LoraLayer
@@ -177,6 +178,7 @@ class DecodeState:
     count: [B] tokens generated.
     nfe: [B] passes that ran for the row.
     status: [B] RUNNING, STOPPED or FULL.
+    adjust: how rows change their logits; None: none does.
   """
 
   cache: KVCache
@@ -191,6 +193,7 @@ class DecodeState:
   count: Int[Array, "B"]
   nfe: Int[Array, "B"]
   status: Int[Array, "B"]
+  adjust: Adjust | None = None
 
   @property
   def capacity(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings, check_prompt
 from nemodiff_jax.decode.memory import estimate
+from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.evaluate import decoding
 from nemodiff_jax.evaluate.measure import Floor
@@ -61,7 +62,7 @@ def random_model(shape: str, dtype: str | None, scheme: str) -> api.Model:
     params = init_params(config, key, jnp.dtype(dtype))
     return quantize(params) if scheme == "int8" else params
 
-  weights = api.Weights(jax.jit(make)(jax.random.key(_SEED)))
+  weights = Weights(jax.jit(make)(jax.random.key(_SEED)))
   module = Transformer(config, jnp.dtype(dtype))
   return api.Model(config, None, None, module, weights)
 

@@ -17,6 +17,12 @@ def size(queries: int) -> int:
   return fits[0] if fits else bucket(queries, SIZES[-1])
 
 
+def last_sizes(masks: int) -> list[int]:
+  """What `size` may give for the last chunk of a prompt."""
+  most = max([s - masks for s in SIZES if s > masks], default=SIZES[-1])
+  return sorted({size(tokens + masks) for tokens in range(1, most + 1)})
+
+
 class ChunkSizes:
   """Learns how long chunks and cycles take, in seconds."""
 
@@ -40,7 +46,7 @@ class ChunkSizes:
     """
     most = [s - self._masks for s in SIZES if s > self._masks]
     if not watched or not most:
-      return most[-1] if most else SIZES[-1]
+      return max(most, default=SIZES[-1])
     fits = [n for n in most if self._wait(size(n)) <= _PATIENCE]
     return max(fits, default=most[0])
 

@@ -14,8 +14,9 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from nemodiff_jax.decode import ar
+from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.prefill import first_hidden, prompt_pass
+from nemodiff_jax.decode.sampling import with_logprobs
 from nemodiff_jax.decode.state import (
   FULL,
   RUNNING,
@@ -30,14 +31,23 @@ from nemodiff_jax.decode.state import (
 )
 from nemodiff_jax.nn import xla
 from nemodiff_jax.nn.cache import KVCache
+from nemodiff_jax.nn.model import head
+from nemodiff_jax.nn.sharding import HEADS
+from nemodiff_jax.serve.slot_rows import NO_CACHE, put_row, settle
+from nemodiff_jax.serve.steps import (
+  Guides,
+  counted,
+  guided,
+  masked,
+  one_step,
+)
 
 PASSES = 8  # Of a visit, at most.
-NO_CACHE = KVCache((), ())
 
 _jit = functools.partial(
   jax.jit,
   static_argnames="decoder",
-  donate_argnames=("pool", "slots"),
+  donate_argnames=("pool", "slots", "adjust"),
   compiler_options=xla.DECODING,
 )
 
@@ -53,6 +63,8 @@ class Passed:
     count: passes that ran; what lies behind is nothing.
     lengths: [B] committed positions in the end.
     middle: [B] whether the row is inside a cycle in the end.
+    block: [B, C] tokens of the next pass.
+    phase: [B] what the next pass is.
   """
 
   emitted: Emitted
@@ -61,16 +73,8 @@ class Passed:
   count: Int[Array, ""]
   lengths: Int[Array, "B"]
   middle: Bool[Array, "B"]
-
-
-def empty_slots(decoder: Decoder, size: int, rows: Rows) -> DecodeState:
-  """Slots that hold no row, with settings of the shapes of `rows` [1]."""
-  rows = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), rows)
-  table = jnp.zeros((size, 1), jnp.int32)
-  lengths = jnp.zeros(size, jnp.int32)
-  return replace(
-    new_state(decoder, NO_CACHE, table, rows, lengths), table=table
-  )
+  block: Int[Array, "B C"]
+  phase: Int[Array, "B"]
 
 
 @_jit
@@ -82,7 +86,9 @@ def visit(
   table: Int[Array, "B M"],
   active: Bool[Array, "B"],
   limit: Int[Array, ""],
-) -> tuple[KVCache, DecodeState, Passed]:
+  adjust: Adjust | None = None,
+  guides: Guides | None = None,
+) -> tuple[KVCache, DecodeState, Adjust | None, Passed]:
   """Up to `limit` passes over the first B slots; fewer if a row ends.
 
   The loop ends behind whole cycles only: so rows whose cycles have as many
@@ -97,8 +103,11 @@ def visit(
     table: pages of each row.
     active: rows that take part; the others stay as they are.
     limit: at most PASSES.
+    adjust: donated; how the rows of all slots change their logits.
+    guides: what the host says of the first pass, beside `adjust`.
   """
-  part = jax.tree.map(lambda x: x[: len(table)], slots)
+  first = lambda tree: jax.tree.map(lambda x: x[: len(table)], tree)
+  part = replace(first(slots), adjust=masked(first(adjust), guides))
   state = replace(
     part,
     cache=pool,
@@ -106,11 +115,13 @@ def visit(
     block=_narrow(decoder, part.block),
     status=jnp.where(active, part.status, FULL),
   )
+  if guides is not None:
+    state = guided(state, guides)
   began = state.running
-  step = functools.partial(_step, decoder, weights)
+  step = functools.partial(one_step, decoder, weights, guides)
   log = jax.tree.map(
     lambda x: jnp.zeros((PASSES, *x.shape), x.dtype),
-    jax.eval_shape(lambda s: _record(*step(s)), state),
+    jax.eval_shape(lambda s: _record(*step(s, jnp.int32(0))), state),
   )
 
   cycle = len(decoder.mode.phases) if decoder.block > 1 else 1
@@ -122,26 +133,32 @@ def visit(
 
   def one(carry):
     i, state, log = carry
-    state, emitted = step(state)
+    state, emitted = step(state, i)
     record = _record(state, emitted)
     log = jax.tree.map(lambda old, new: old.at[i].set(new), log, record)
     return i + 1, state, log
 
   start = (jnp.int32(0), state, log)
   count, state, (emitted, nfe, status) = lax.while_loop(going, one, start)
-  passed = Passed(
-    emitted, nfe, status, count, state.lengths, _middle(decoder, state)
-  )
-  pool = state.cache
-  after = replace(
-    state, cache=NO_CACHE, table=part.table, block=_widen(decoder, state, part)
-  )
+  passed = _passed(decoder, state, emitted, nfe, status, count)
 
   def put(old, new, before):
     keep = active.reshape(-1, *(1,) * (new.ndim - 1))
     return old.at[: len(table)].set(jnp.where(keep, new, before))
 
-  return pool, jax.tree.map(put, slots, after, part), passed
+  if adjust is not None and state.adjust is not None:
+    after = replace(state.adjust, mask=None)
+    adjust = jax.tree.map(put, adjust, after, first(adjust))
+  after = replace(
+    state,
+    cache=NO_CACHE,
+    table=part.table,
+    block=_widen(decoder, state, part),
+    adjust=None,
+  )
+  slots = jax.tree.map(put, slots, after, replace(part, adjust=None))
+  adjust, slots = settle(decoder, (adjust, slots))
+  return settle(decoder, state.cache, HEADS), slots, adjust, passed
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
@@ -155,9 +172,31 @@ def read_chunk(
   length: Int[Array, "1"],
 ) -> KVCache:
   """Reads tokens of one row into its pages; see `prefill.prompt_pass`."""
-  return prompt_pass(decoder, weights, pool, table, tokens, positions, length)[
-    1
-  ]
+  _, pool = prompt_pass(
+    decoder, weights, pool, table, tokens, positions, length
+  )
+  return settle(decoder, pool, HEADS)
+
+
+@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
+def score_chunk(
+  decoder: Decoder,
+  weights: Weights,
+  pool: KVCache,
+  table: Int[Array, "1 M"],
+  tokens: Int[Array, "1 T"],
+  positions: Int[Array, "1 T"],
+  length: Int[Array, "1"],
+  following: Int[Array, "1 T"],
+) -> tuple[KVCache, Picked]:
+  """As `read_chunk`; and how likely the following token of each is."""
+  hidden, pool = prompt_pass(
+    decoder, weights, pool, table, tokens, positions, length
+  )
+  logits = head(decoder.module, weights.params, hidden)
+  ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
+  logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
+  return settle(decoder, pool, HEADS), with_logprobs(decoder, logits, following)
 
 
 @_jit
@@ -172,76 +211,53 @@ def begin(
   length: Int[Array, "1"],
   rows: Rows,
   slot: Int[Array, ""],
-) -> tuple[KVCache, DecodeState, Passed]:
-  """Reads the last tokens of a prompt and begins its row in a slot."""
+  adjust: Adjust | None = None,
+  own: Adjust | None = None,
+) -> tuple[KVCache, DecodeState, Adjust | None, Passed]:
+  """Reads the last tokens of a prompt and begins its row in a slot.
+
+  `own` is how the row changes its logits, [1], with a mask for the first one;
+  it is put among those of all slots, `adjust`, which are donated.
+  """
   hidden, pool = prompt_pass(
     decoder, weights, pool, table, tokens, positions, length
   )
   state = new_state(decoder, pool, table, rows, length)
+  state = replace(state, adjust=own)
   first = first_hidden(decoder, hidden)
-  state, emitted = decoder.mode.begin(decoder, weights, state, first)
+  state, emitted = counted(decoder.mode.begin(decoder, weights, state, first))
   emitted, nfe, status = jax.tree.map(
     lambda x: x[None], _record(state, emitted)
   )
-  middle = _middle(decoder, state)
-  passed = Passed(emitted, nfe, status, jnp.int32(1), state.lengths, middle)
+  passed = _passed(decoder, state, emitted, nfe, status, jnp.int32(1))
+  if adjust is not None and state.adjust is not None:
+    adjust = put_row(adjust, replace(state.adjust, mask=None), slot)
   pool = state.cache
   block = state.block
   if decoder.logprobs is None:  # The slots may keep some, for other rows.
     kept = jax.tree.map(lambda x: x[:1], slots.block)
     block = replace(kept, token=block.token)
-  row = replace(state, cache=NO_CACHE, table=slots.table[:1], block=block)
-  return pool, _put(slots, row, slot), passed
-
-
-@jax.jit
-def take(slots: DecodeState, slot: Int[Array, ""]) -> DecodeState:
-  """The row in a slot, [1]."""
-  return jax.tree.map(lambda x: x[slot][None], slots)
-
-
-@functools.partial(jax.jit, donate_argnames="slots")
-def put(
-  slots: DecodeState, row: DecodeState, slot: Int[Array, ""]
-) -> DecodeState:
-  """Puts a row [1] into a slot."""
-  return _put(slots, row, slot)
-
-
-@functools.partial(jax.jit, static_argnames="decoder")
-def redraft(decoder: Decoder, row: DecodeState) -> DecodeState:
-  """The row with its draft, of whatever width, still to be made."""
-  token = row.block.token.at[:, 1:].set(decoder.mask_id)
-  block = replace(row.block, token=token)
-  return replace(row, block=block, phase=jnp.zeros_like(row.phase))
-
-
-@functools.partial(jax.jit, donate_argnames="slots")
-def move(
-  slots: DecodeState, start: Int[Array, "n"], stop: Int[Array, "n"]
-) -> DecodeState:
-  """Rows of slots `start` go to slots `stop`; a stop behind all: none."""
-  return jax.tree.map(lambda x: x.at[stop].set(x[start], mode="drop"), slots)
-
-
-def _put(slots: DecodeState, row: DecodeState, slot: Array) -> DecodeState:
-  return jax.tree.map(lambda x, y: x.at[slot].set(y[0]), slots, row)
-
-
-def _step(
-  decoder: Decoder, weights: Weights, state: DecodeState
-) -> tuple[DecodeState, Emitted]:
-  """One pass; a cycle of one slot is a plain ar pass."""
-  if decoder.block > 1 or not decoder.mode.speculative:
-    return decoder.mode.step(decoder, weights, state)
-  state, emitted = ar.step(decoder, weights, state)
-  return state, replace(emitted, cycle=emitted.count)
+  row = replace(
+    state, cache=NO_CACHE, table=slots.table[:1], block=block, adjust=None
+  )
+  adjust, slots = settle(decoder, (adjust, put_row(slots, row, slot)))
+  return settle(decoder, pool, HEADS), slots, adjust, passed
 
 
 def _record(
   state: DecodeState, emitted: Emitted
 ) -> tuple[Emitted, Array, Array]:
   return emitted, state.nfe, state.status
+
+
+def _passed(
+  decoder: Decoder, state: DecodeState, emitted, nfe, status, count
+) -> Passed:
+  """What is told of passes that end in this state."""
+  return Passed(
+    emitted, nfe, status, count, state.lengths, _middle(decoder, state),
+    state.block.token, state.phase,
+  )  # fmt: skip
 
 
 def _middle(decoder: Decoder, state: DecodeState) -> Bool[Array, "B"]:

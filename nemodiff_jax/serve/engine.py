@@ -4,10 +4,9 @@ No HTTP, no threads: `step` plans a visit, dispatches it behind the last one,
 and reads what the visit before did.
 """
 
-import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 
@@ -18,78 +17,31 @@ from nemodiff_jax.decode.config import (
 )
 from nemodiff_jax.decode.results import RowOutput
 from nemodiff_jax.decode.state import (
-  RUNNING,
   Decoder,
-  DecodeState,
-  Emitted,
   Weights,
 )
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.serve import ready
+from nemodiff_jax.serve.adjusting import adjust_row
+from nemodiff_jax.serve.cache import Cache
 from nemodiff_jax.serve.chunks import ChunkSizes
-from nemodiff_jax.serve.device import PASSES, Passed
-from nemodiff_jax.serve.pages import PagePool
-from nemodiff_jax.serve.request import Phase, Progress, Request, Visit
+from nemodiff_jax.serve.contract import Adjustments
+from nemodiff_jax.serve.device import PASSES
+from nemodiff_jax.serve.flight import Flight, dispatch
+from nemodiff_jax.serve.generation import Event, Generation
+from nemodiff_jax.serve.guide import Guide
+from nemodiff_jax.serve.programs import Key
+from nemodiff_jax.serve.readout import parts, progress_of
+from nemodiff_jax.serve.request import Phase, Request
 from nemodiff_jax.serve.runner import Runner
 from nemodiff_jax.serve.scheduler import Scheduler
+from nemodiff_jax.serve.scores import PromptScores
 from nemodiff_jax.serve.statistics import Statistics
 from nemodiff_jax.serve.widths import Widths
 from nemodiff_jax.text.stream import TextStream
 from nemodiff_jax.text.tokenizer import Tokenizer
 
-
-@dataclasses.dataclass(eq=False)
-class Generation:
-  """A request, and its output as it grows.
-
-  Attributes:
-    request: what the scheduler knows of it.
-    settings: of the row.
-    output: so far.
-    ended: nothing more will come.
-    parked: its state, while its pages are others'.
-  """
-
-  request: Request
-  settings: RowSettings
-  output: RowOutput
-  ended: bool = False
-  parked: DecodeState | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-  """What came of a request in a visit.
-
-  Attributes:
-    generation: whose.
-    tokens: that are new.
-    text: that is new and certain; '' where the request has no text stream.
-    ended: nothing more will come.
-  """
-
-  generation: Generation
-  tokens: list[int]
-  text: str
-  ended: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Flight:
-  """A visit that was dispatched and not read.
-
-  Attributes:
-    visit: with the request of each slot, as it was then.
-    begun: what each prompt that was read to its end emitted, by slot.
-    passed: what the passes did; None: there were none.
-    start: when it was dispatched, in seconds.
-    first: whether its program ran for the first time, which takes longer.
-  """
-
-  visit: Visit
-  begun: dict[int, Passed]
-  passed: Passed | None
-  start: float
-  first: bool
+STOP_IDS = 16
 
 
 class Engine:
@@ -98,7 +50,7 @@ class Engine:
   Attributes:
     config: how rows decode that say nothing else.
     statistics: what has been done so far.
-    pool: the pages.
+    cache: its pages.
     scheduler: who waits, who runs.
   """
 
@@ -107,50 +59,50 @@ class Engine:
     decoder: Decoder,
     weights: Weights,
     config: DecodeConfig,
+    cache: Cache,
     *,
     rows: int,
-    pages: int,
     max_length: int,
-    stop_ids: int = 16,
+    stop_ids: int = STOP_IDS,
     queue: int = 1024,
     widths: Widths | None = None,
     tokenizer: Tokenizer | None = None,
   ):
-    """Takes the memory of the pool; compiles nothing yet.
+    """Compiles nothing yet.
 
     Args:
       decoder: static part; what its `logprobs` say, rows may ask for at most.
       weights: parameters, and the drafter.
       config: how to decode.
+      cache: the pages, maybe shared with other engines of the model.
       rows: that run at once.
-      pages: of the cache pool.
       max_length: of prompt + max_new_tokens.
       stop_ids: of a row, at most.
       queue: requests that may wait.
-      widths: chooses the width of each cycle; None: always the block's.
+      widths: chooses the width of each cycle, where config.widths has some.
       tokenizer: for texts and stop strings.
-
-    Raises:
-      UserError: a size below 1.
     """
     self.config = config
     self.statistics = Statistics(decoder.block)
     self._decoder = decoder
     self._tokenizer = tokenizer
-    self.pool = PagePool(pages)
+    self.cache = cache
+    self._rows = rows
+    self._stop_ids = stop_ids
     self._widths = widths
     cycle = len(decoder.mode.phases)
     self.scheduler = Scheduler(
-      self.pool, rows, block=decoder.block, cycle=cycle, queue=queue,
+      cache.pages, rows, block=decoder.block, cycle=cycle, queue=queue,
       passes=PASSES, widths=self._widths,
     )  # fmt: skip
     self._runner = Runner(
-      decoder, weights, config, rows=rows, pages=pages,
-      max_length=max_length, stop_ids=stop_ids,
+      decoder, weights, config, cache,
+      rows=rows, max_length=max_length, stop_ids=stop_ids,
     )  # fmt: skip
+    self._sizes = config.widths or (decoder.block,)
     self._chunks = ChunkSizes(decoder.mode.masks(decoder.block), cycle)
     self._generations: dict[Request, Generation] = {}
-    self._flights: deque[_Flight] = deque()
+    self._flights: deque[Flight] = deque()
     self._read_at = 0.0
 
   def submit(
@@ -161,6 +113,10 @@ class Engine:
     priority: int = 0,
     salt: str = "",
     stream: bool = False,
+    texts: bool = False,
+    changes: Adjustments | None = None,
+    guide: Guide | None = None,
+    scores: tuple[int, int] | None = None,
   ) -> Generation:
     """Lets a checked prompt wait for its turn.
 
@@ -170,29 +126,48 @@ class Engine:
       priority: lower ones go first.
       salt: only prompts of the same salt share pages.
       stream: somebody reads the text as it comes, so visits are short.
+      texts: events have the text that is new, streamed or not.
+      changes: of the logits; None: none.
+      guide: has a word in each pass (grammar, prediction); None: nobody has.
+      scores: (first token, likeliest) of the prompt's own log-probabilities;
+        None: none.
 
     Raises:
       QueueFull: too many wait.
       UserError: the pool is too small for it, or the mode has no such setting.
     """
     check_mode(self.config, settings)
+    own = len(settings.stop_token_ids)
+    ends = self._decoder.module.config.eos_ids
+    if own + len(ends) > self._stop_ids:
+      raise UserError(
+        f"stop_token_ids should be at most {self._stop_ids - len(ends)}, got"
+        f" {own}."
+      )
     text = None
-    if stream or settings.stop:
-      if self._tokenizer is None:
-        raise UserError("stop strings and texts need a tokenizer.")
+    if self._tokenizer is not None and (stream or texts or settings.stop):
       text = TextStream(self._tokenizer, settings.stop)
+    elif settings.stop:
+      raise UserError("stop strings need a tokenizer; use stop_token_ids.")
     request = Request(
       prompt,
       settings.max_new_tokens,
       priority=priority,
       salt=salt,
       watched=stream,
-      aligned=not settings.draft_threshold,
+      aligned=not settings.draft_threshold and guide is None,
+      ahead=guide is None,
+      reuse=None if scores is None else max(scores[0] - 1, 0),
     )
     self.scheduler.submit(request)
     speculative = self._decoder.mode.speculative
     output = RowOutput(settings, speculative, text)
-    made = Generation(request, settings, output)
+    made = Generation(request, settings, output, guide=guide)
+    if changes is not None or guide is not None:
+      changes = changes or Adjustments()
+      made.adjust = adjust_row(self.vocab, prompt, changes)
+    if scores is not None:
+      made.scores = PromptScores(*scores, len(prompt))
     self._generations[request] = made
     return made
 
@@ -212,9 +187,11 @@ class Engine:
     """Dispatches the next visit, and reads the one before it."""
     watched = any(m.request.watched for m in self._generations.values())
     self.scheduler.chunk = self._chunks.tokens(watched)
-    visit = self.scheduler.plan()
+    visit = self.scheduler.plan(self._ready)
     if visit is not None:
-      self._flights.append(self._dispatch(visit))
+      self._flights.append(
+        dispatch(self._runner, self._decoder, visit, self._generations)
+      )
     if len(self._flights) > (visit is not None):
       return self._read(self._flights.popleft())
     return []
@@ -224,51 +201,89 @@ class Engine:
     while not self.idle:
       yield from self.step()
 
-  def _dispatch(self, visit: Visit) -> _Flight:
-    start, runner, begun = time.perf_counter(), self._runner, {}
-    of = self._generations
-    for slot, request in visit.parks:
-      of[request].parked = runner.park(slot)
-    if visit.moves:
-      runner.move(visit.moves)
-    for chunk in visit.chunks:
-      row = of[chunk.request]
-      if chunk.slot is None:
-        runner.read(chunk)
-      elif row.parked is None:
-        begun[chunk.slot] = runner.begin(chunk, row.settings, chunk.slot)
-      else:
-        runner.read(chunk)
-        runner.resume(row.parked, chunk.slot, chunk.redraft)
-        row.parked = None
-    passed, first = None, False
-    if any(visit.active):
-      asked = (of[r].settings for r in visit.rows if r in of)
-      logprobs = any(s.logprobs is not None for s in asked)
-      passed, first = runner.passes(visit, logprobs)
-    return _Flight(visit, begun, passed, start, first)
+  def warm_up(self, seal: bool = False) -> Iterator[Key]:
+    """Compiles every program that may be needed; yields them before.
 
-  def _read(self, flight: _Flight) -> list[Event]:
-    """Copies what a visit did to the host, and hands it to its requests."""
-    begun, passed = jax.device_get((flight.begun, flight.passed))
-    self._observe(flight)
-    progress = [
-      _progress(begun.get(slot), passed, slot)
-      for slot in range(len(flight.visit.rows))
+    Args:
+      seal: nothing may be compiled afterwards, which tests make sure of.
+    """
+    for key in self._runner.keys(self._sizes):
+      yield key
+      self._runner.programs.get(key)
+    self._runner.programs.sealed = seal
+
+  @property
+  def vocab(self) -> int:
+    """Ids that logits are for."""
+    return self._decoder.module.config.vocab_size
+
+  @property
+  def programs(self) -> int:
+    """Programs that were compiled."""
+    return len(self._runner.programs)
+
+  def _ready(self, count: int) -> tuple[int, Collection[int]]:
+    """The batch size of so many rows, and the widths compiled for it.
+
+    What would be better is compiled beside, if the time that is left pays.
+    """
+    rows = [
+      g for r, g in self._generations.items() if r.phase is not Phase.WAITING
     ]
-    events = []
+    kind = (
+      any(g.settings.logprobs is not None for g in rows),
+      any(g.adjust is not None for g in rows),
+    )
+    programs = self._runner.programs
+    wanted = len(self._generations)
+    found = ready.choose(programs, self._rows, self._sizes, count, wanted, kind)
+    left = sum(
+      g.settings.max_new_tokens - len(g.output.token_ids)
+      for g in self._generations.values()
+    )
+    if found.missing is not None and ready.pays(
+      programs, self.statistics, left
+    ):
+      programs.later(found.missing)
+    return found.rows, found.widths
+
+  def _read(self, flight: Flight) -> list[Event]:
+    """Copies what a visit did to the host, and hands it to its requests."""
+    scored = [found for _, _, found in flight.scored]
+    begun, passed, scored = jax.device_get(
+      (flight.begun, flight.passed, scored)
+    )
+    self._observe(flight)
+    for (scores, chunk, _), found in zip(flight.scored, scored, strict=True):
+      scores.add(chunk, found)
+    ran = [passed if active else None for active in flight.visit.active]
+    progress = [
+      progress_of(begun.get(slot), part, slot) for slot, part in enumerate(ran)
+    ]
+    events, ends = [], self._decoder.module.config.eos_ids
     for slot, request in self.scheduler.read(flight.visit, progress):
       made = self._generations[request]
       output, shown = made.output, made.output.text
       before = len(output.token_ids)
-      for part in _parts(begun.get(slot), passed, slot):
-        if output.add(*part):
+      for part in parts(begun.get(slot), ran[slot], slot):
+        said = len(output.token_ids)
+        hit = output.add(*part)
+        if made.guide is not None:
+          cycle = int(part[0].cycle[part[1]])
+          hit |= made.follow(output.token_ids[said:], cycle, ends)
+        if hit:
           self.scheduler.end(request)
           break
+      if made.guide is not None:
+        last, row = (begun[slot], 0) if ran[slot] is None else (passed, slot)
+        made.guide.block = last.block[row].tolist()
+        made.guide.phase = int(last.phase[row])
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
       events.append(Event(made, tokens, output.text[len(shown) :], ended))
-      self.statistics.add(tokens, progress[slot].accepted)
+      cycles = progress[slot].accepted
+      made.drafted += len(cycles) * (flight.visit.width - 1)
+      self.statistics.add(tokens, cycles)
       if ended:
         self._finish(made)
     return events
@@ -278,53 +293,16 @@ class Engine:
     made.ended, made.parked = True, None
     self.statistics.end(made)
 
-  def _observe(self, flight: _Flight) -> None:
+  def _observe(self, flight: Flight) -> None:
     """Learns from how long a visit took, from the end of the one before."""
     now = time.perf_counter()
     seconds = now - max(flight.start, self._read_at)
     self._read_at = now
     visit = flight.visit
     count = 0 if flight.passed is None else int(flight.passed.count)
-    self.statistics.visit(count, seconds)
     if not flight.first:
+      self.statistics.visit(count, seconds)
       self._chunks.observe(visit, count, seconds)
     timed = count and not visit.chunks and not flight.first
     if self._widths is not None and timed:
       self._widths.observe_time(visit.bucket, visit.width, seconds, count)
-
-
-def _parts(
-  begun: Passed | None, passed: Passed | None, slot: int
-) -> Iterator[tuple[Emitted, int, int, int]]:
-  """The passes in which a row ran: what was emitted, its place, nfe, status."""
-  running = True
-  for part, row in ((begun, 0), (passed, slot)):
-    if part is None or not running:
-      continue
-    for i in range(int(part.count)):
-      emitted = jax.tree.map(lambda x, i=i: x[i], part.emitted)
-      status = int(part.status[i, row])
-      yield emitted, row, int(part.nfe[i, row]), status
-      running = status == RUNNING
-
-
-def _progress(
-  begun: Passed | None, passed: Passed | None, slot: int
-) -> Progress:
-  """What a visit did for the row in a slot, for the scheduler."""
-  tokens, accepted, ended = [], [], False
-  for emitted, row, _, status in _parts(begun, passed, slot):
-    ended = status != RUNNING
-    tokens += emitted.picked.token[row, : emitted.count[row]].tolist()
-    if emitted.cycle[row]:
-      accepted.append(int(emitted.cycle[row]))
-  last, row = (begun, 0) if passed is None else (passed, slot)
-  if last is None:
-    return Progress((), 0)
-  return Progress(
-    tokens=tokens,
-    length=int(last.lengths[row]),
-    ended=ended,
-    mid=bool(last.middle[row]),
-    accepted=accepted,
-  )

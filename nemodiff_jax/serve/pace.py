@@ -5,7 +5,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from nemodiff_jax.serve.request import Request
 from nemodiff_jax.serve.widths import Widths
 
-Ready = Callable[[int], Collection[int]]
+# Of a number of rows, the batch size to run them in, and the widths that are
+# compiled for it.
+Ready = Callable[[int], tuple[int, Collection[int]]]
 
 
 class Pace:
@@ -33,7 +35,7 @@ class Pace:
     held: Iterable[Request],
     active: Sequence[Request],
     bucket: int,
-    ready: Ready | None,
+    compiled: Collection[int] | None,
   ) -> tuple[int, int | None]:
     """The width of the next cycles, and their passes where it is only tried.
 
@@ -44,13 +46,12 @@ class Pace:
       held: rows that have a slot.
       active: those of them that run in the visit.
       bucket: batch size of its passes.
-      ready: tells the widths that are compiled for a bucket; None: all are.
+      compiled: widths that are, for this bucket; None: all.
     """
     if self._widths is None or not active:
       return self._width, None
     if any(not row.aligned and (row.flying or row.mid) for row in held):
       return self._width, None
-    compiled = None if ready is None else ready(bucket)
     self._width, probe = self._widths.choose(active, bucket, compiled)
     cycle = 1 if self._width == 1 else self.cycle
     return self._width, cycle if probe else None

@@ -28,7 +28,8 @@ class Request:
     reuse: leading tokens that cached pages may give, at most; None: any.
     watched: somebody waits for each token: its visits are short.
     ahead: its passes may be dispatched before those before are read; False
-      where the host has a word in each (grammars).
+      where the host has a word in each (grammars): such a row runs in no visit
+      before its first token is read.
     aligned: its cycles have as many passes as those of other rows (False
       with a draft_threshold).
     phase: where it is.
@@ -139,6 +140,18 @@ class Visit:
   bucket: int
   passes: int
   width: int
+
+  def running(self) -> list[tuple[int, Request]]:
+    """(slot, request) of the rows that run."""
+    pairs = enumerate(zip(self.rows, self.active, strict=True))
+    return [(slot, row) for slot, (row, active) in pairs if active]
+
+  @property
+  def begun(self) -> frozenset[int]:
+    """Slots whose row begins in this visit: it emits its first token."""
+    return frozenset(
+      c.slot for c in self.chunks if c.slot is not None and not c.resumes
+    )
 
   def table(self, width: int, filler: int) -> np.ndarray:
     """The pages as an int32 array [bucket, width], filled up with `filler`."""

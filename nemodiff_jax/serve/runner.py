@@ -1,26 +1,44 @@
-"""The engine's hold on the device: pool, slots, and the programs over them."""
+"""The engine's hold on the device: slots, and the programs over them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.prefill import aligned
 from nemodiff_jax.decode.rows import make_rows
-from nemodiff_jax.decode.state import Decoder, DecodeState, Weights
-from nemodiff_jax.nn.cache import init_cache
-from nemodiff_jax.serve import chunks, device
-from nemodiff_jax.serve.plan import pages_of
+from nemodiff_jax.decode.state import (
+  Decoder,
+  DecodeState,
+  Picked,
+  Rows,
+  Weights,
+)
+from nemodiff_jax.serve import chunks, device, slot_rows
+from nemodiff_jax.serve.adjusting import adjust_row
+from nemodiff_jax.serve.cache import Cache
+from nemodiff_jax.serve.contract import Adjustments
+from nemodiff_jax.serve.guiding import first_mask, make_guides
+from nemodiff_jax.serve.plan import buckets, pages_of
+from nemodiff_jax.serve.programs import Key, Programs
 from nemodiff_jax.serve.request import Chunk, Visit
+from nemodiff_jax.serve.steps import Guides
 from pallas_kernels.range_attention import PAGE
+
+Parked = tuple[DecodeState, Adjust | None]
 
 
 class Runner:
   """Dispatches what visits say, in order; nothing here waits for the device.
 
   Attributes:
-    compiled: what programs have run, by name and sizes.
+    programs: ("read", queries), ("score", queries), ("begin", queries,
+      logprobs, adjusted) and ("passes", rows, width, logprobs, adjusted).
   """
 
   def __init__(
@@ -28,88 +46,159 @@ class Runner:
     decoder: Decoder,
     weights: Weights,
     config: DecodeConfig,
+    cache: Cache,
     *,
     rows: int,
-    pages: int,
     max_length: int,
     stop_ids: int,
   ):
-    """Makes the pool and empty slots.
+    """Makes empty slots.
 
     Args:
       decoder: static part.
       weights: parameters, and the drafter.
       config: how rows decode that say nothing else.
+      cache: the pages.
       rows: slots.
-      pages: of the pool.
       max_length: of prompt + max_new_tokens.
       stop_ids: of a row, at most.
     """
-    module = decoder.module
+    self.programs = Programs(self._lower)
     self._decoder = decoder
-    self.compiled: set[tuple] = set()
     self._weights = weights
     self._config = config
+    self._cache = cache
     self._rows = rows
-    self._pages = pages
     self._table = pages_of(max_length + decoder.block, PAGE)
     self._stop_ids = stop_ids
-    self._plain = replace(decoder, logprobs=None)
-    self._pool = init_cache(module.config, pages, module.dtype, module.mesh)
-    self._slots = device.empty_slots(
-      decoder, rows, self._settings(RowSettings(), ())
-    )
+    self._empty = self._settings(RowSettings(), ())
+    slots = slot_rows.empty_slots(decoder, rows, self._empty)
+    self._slots = slot_rows.settle(decoder, slots)
     self._masks = decoder.mode.masks(decoder.block)
+    self._shapes = jax.tree.map(_shape, (cache.arrays, self._slots))
+    vocab = decoder.module.config.vocab_size
+    self._neutral = adjust_row(vocab, (), Adjustments())
+    self._adjust: Adjust | None = None  # Of all slots, when first used.
+
+  def keys(self, widths: Sequence[int]) -> Iterator[Key]:
+    """Every program that rows with passes of these widths may need."""
+    keeps = dict.fromkeys((False, self._decoder.logprobs is not None))
+    for size in chunks.SIZES:
+      yield "read", size
+    for keep in keeps:
+      for size in chunks.last_sizes(self._masks):
+        yield "begin", size, keep, False
+      for rows in buckets(self._rows):
+        for width in widths:
+          yield "passes", rows, width, keep, False
 
   def read(self, chunk: Chunk) -> None:
     """Reads a chunk of a prompt, or of a row that comes back, into its pages."""
     size = chunks.size(chunk.stop - chunk.start)
-    self.compiled.add(("read", size))
-    self._pool = device.read_chunk(
-      self._plain, self._weights, self._pool, *self._prompt(chunk, size, 0)
+    program = self.programs.get(("read", size))
+    cache = self._cache
+    cache.arrays = program(
+      self._weights, cache.arrays, *self._prompt(chunk, size, 0)
     )
 
-  def begin(self, chunk: Chunk, row: RowSettings, slot: int) -> device.Passed:
-    """Reads the last chunk of a prompt, and begins its row in its slot."""
+  def score(self, chunk: Chunk) -> Picked:
+    """As `read`; returns [1, T] how likely each token is behind the one before.
+
+    The last of them stand for the chunk's tokens, aligned at its end; its last
+    token's is of the prompt's next one, if there is one.
+    """
+    size = chunks.size(chunk.stop - chunk.start)
+    program = self.programs.get(("score", size))
+    ids = chunk.request.ids[chunk.start + 1 : chunk.stop + 1]
+    count = chunk.stop - chunk.start
+    following = np.zeros((1, size), np.int32)
+    following[0, size - count : size - count + len(ids)] = ids
+    self._cache.arrays, scored = program(
+      self._weights,
+      self._cache.arrays,
+      *self._prompt(chunk, size, 0),
+      following,
+    )
+    return scored
+
+  def begin(
+    self, chunk: Chunk, row: RowSettings, slot: int, own: Adjust | None = None
+  ) -> device.Passed:
+    """Reads the last chunk of a prompt, and begins its row in its slot.
+
+    Args:
+      chunk: of the prompt.
+      row: its settings.
+      slot: of the row.
+      own: how it changes its logits, with the mask of its first token.
+    """
     size = chunks.size(chunk.stop - chunk.start + self._masks)
-    decoder = self._of(row.logprobs is not None)
-    self.compiled.add(("begin", size, decoder.logprobs))
-    prompt = self._prompt(chunk, size, self._masks)
-    rows = self._settings(row, chunk.request.prompt)
-    self._pool, self._slots, passed = device.begin(
-      decoder, self._weights, self._pool, self._slots, *prompt, rows,
+    keep = row.logprobs is not None
+    program = self.programs.get(("begin", size, keep, own is not None))
+    changes = ()
+    if own is not None:
+      changes = self._adjusted(), own
+    elif self._adjust is not None:
+      self._put_adjust(self._neutral, slot)
+    self._cache.arrays, self._slots, adjust, passed = program(
+      self._weights,
+      self._cache.arrays,
+      self._slots,
+      *self._prompt(chunk, size, self._masks),
+      self._settings(row, chunk.request.prompt),
       np.int32(slot),
-    )  # fmt: skip
+      *changes,
+    )
+    if own is not None:
+      self._adjust = adjust
     return passed
 
-  def passes(self, visit: Visit, logprobs: bool) -> tuple[device.Passed, bool]:
-    """Runs the passes of a visit; and whether it was the program's first."""
-    decoder = replace(self._of(logprobs), block=visit.width)
-    program = "passes", visit.bucket, visit.width, decoder.logprobs
-    first = program not in self.compiled
-    self.compiled.add(program)
+  def passes(
+    self, visit: Visit, logprobs: bool, guides: Guides | None = None
+  ) -> tuple[device.Passed, bool]:
+    """Runs the passes of a visit; and whether that compiled a program.
+
+    Args:
+      visit: whose rows, pages and width.
+      logprobs: whether a row asks for some.
+      guides: of the first pass; None: no row changes its logits.
+    """
+    adjusted = guides is not None
+    key = "passes", visit.bucket, visit.width, logprobs, adjusted
+    first = key not in self.programs
     active = np.zeros(visit.bucket, bool)
     active[: len(visit.active)] = visit.active
-    self._pool, self._slots, passed = device.visit(
-      decoder,
+    limit = visit.passes
+    if guides is not None and guides.once[active].all():
+      limit = 1
+    changes = (self._adjusted(), guides) if adjusted else ()
+    self._cache.arrays, self._slots, adjust, passed = self.programs.get(key)(
       self._weights,
-      self._pool,
+      self._cache.arrays,
       self._slots,
-      visit.table(self._table, self._pages),
+      visit.table(self._table, self._cache.pages.pages),
       active,
-      np.int32(visit.passes),
+      np.int32(limit),
+      *changes,
     )
+    if adjusted:
+      self._adjust = adjust
     return passed, first
 
-  def park(self, slot: int) -> DecodeState:
+  def park(self, slot: int) -> Parked:
     """The state of a row whose pages go to others."""
-    return device.take(self._slots, np.int32(slot))
+    at = np.int32(slot)
+    adjust = self._adjust and slot_rows.take(self._adjust, at)
+    return slot_rows.take(self._slots, at), adjust
 
-  def resume(self, row: DecodeState, slot: int, redraft: bool) -> None:
+  def resume(self, parked: Parked, slot: int, redraft: bool) -> None:
     """Puts a parked row into a slot."""
+    row, adjust = parked
     if redraft:
-      row = device.redraft(self._plain, row)
-    self._slots = device.put(self._slots, row, np.int32(slot))
+      row = slot_rows.redraft(self._plain, row)
+    self._slots = slot_rows.put(self._slots, row, np.int32(slot))
+    if self._adjust is not None:
+      self._put_adjust(adjust or self._neutral, slot)
 
   def move(self, moves: Sequence[tuple[int, int]]) -> None:
     """Rows change their slots, all at once."""
@@ -117,18 +206,71 @@ class Runner:
     pairs[0] = 0
     for i, pair in enumerate(moves):
       pairs[:, i] = pair
-    self._slots = device.move(self._slots, pairs[0], pairs[1])
+    self._slots = slot_rows.move(self._slots, pairs[0], pairs[1])
+    if self._adjust is not None:
+      self._adjust = slot_rows.move(self._adjust, pairs[0], pairs[1])
 
-  def _of(self, logprobs: bool) -> Decoder:
-    return self._decoder if logprobs else self._plain
+  @property
+  def _plain(self) -> Decoder:
+    return replace(self._decoder, logprobs=None)
 
-  def _settings(self, row: RowSettings, prompt: Sequence[int]):
+  def _adjusted(self) -> Adjust:
+    """The changes of all slots, of which most change nothing."""
+    if self._adjust is None:
+      tile = lambda x: jnp.tile(x, (self._rows, *(1,) * (x.ndim - 1)))
+      changes = jax.tree.map(tile, self._neutral)
+      self._adjust = slot_rows.settle(self._decoder, changes)
+    return self._adjust
+
+  def _put_adjust(self, row: Adjust, slot: int) -> None:
+    self._adjust = slot_rows.put(self._adjusted(), row, np.int32(slot))
+
+  def _lower(self, key: Key) -> Any:
+    """A program ready to compile; it may be asked for by another thread."""
+    name, size, *more = key
+    pool, slots = self._shapes
+    zeros = lambda *shape: np.zeros(shape, np.int32)
+    prompt = zeros(1, self._table), zeros(1, size), zeros(1, size), zeros(1)
+    if name == "read":
+      return device.read_chunk.lower(self._plain, self._weights, pool, *prompt)
+    if name == "score":
+      return device.score_chunk.lower(
+        self._decoder, self._weights, pool, *prompt, zeros(1, size)
+      )
+    *width, keep, adjusted = more
+    decoder = self._decoder if keep else self._plain
+    changes: Any = ()
+    if adjusted:
+      changes = (jax.tree.map(_shape, self._adjusted()),)
+    if name == "begin":
+      if adjusted:
+        own = replace(self._neutral, mask=first_mask(decoder, None))
+        changes = *changes, own
+      return device.begin.lower(
+        decoder, self._weights, pool, slots, *prompt, self._empty, np.int32(0),
+        *changes,
+      )  # fmt: skip
+    (block,) = width
+    if adjusted:
+      changes = *changes, make_guides(decoder, size, block, {})
+    return device.visit.lower(
+      replace(decoder, block=block),
+      self._weights,
+      pool,
+      slots,
+      zeros(size, self._table),
+      np.zeros(size, bool),
+      np.int32(0),
+      *changes,
+    )
+
+  def _settings(self, row: RowSettings, prompt: Sequence[int]) -> Rows:
     config = self._decoder.module.config
     return make_rows(config, self._config, [row], [prompt], self._stop_ids)
 
   def _prompt(self, chunk: Chunk, size: int, masks: int):
     """Table, tokens, positions and length that a pass over a chunk takes."""
-    table = np.full((1, self._table), self._pages, np.int32)
+    table = np.full((1, self._table), self._cache.pages.pages, np.int32)
     table[0, : len(chunk.pages)] = chunk.pages
     ids = chunk.request.ids[chunk.start : chunk.stop]
     tokens, positions = aligned(
@@ -136,3 +278,9 @@ class Runner:
     )
     length = np.array([chunk.stop], np.int32)
     return table, tokens[None], positions[None], length
+
+
+def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+  """What a program has to know of an array; the array itself may be donated."""
+  sharding = x.sharding if len(x.sharding.device_set) > 1 else None
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -127,8 +127,7 @@ class Scheduler:
     """The next visit, to be dispatched behind those in flight.
 
     Args:
-      ready: tells the widths whose programs are compiled for a bucket, one at
-        least; None: all are.
+      ready: see `pace.Ready`; None: every program is compiled.
 
     Returns:
       None if there is nothing to do before a visit in flight is read, or a
@@ -142,8 +141,10 @@ class Scheduler:
       passes = self._pace.cycle
     if not (active or chunks or parks):
       return None
-    bucket = plan.bucket(len(self._slots), self._rows)
-    width, trial = self._pace.width(self._slots, active, bucket, ready)
+    bucket, compiled = plan.bucket(len(self._slots), self._rows), None
+    if ready is not None and active:
+      bucket, compiled = ready(len(self._slots))
+    width, trial = self._pace.width(self._slots, active, bucket, compiled)
     if trial is not None or not active:
       passes = trial or 0
     moves = self._slots.compact()
@@ -170,17 +171,19 @@ class Scheduler:
     """Takes what the oldest visit in flight did, one entry per slot.
 
     Returns:
-      (slot, request) of the rows whose tokens count: they ran, and the host
-      had not ended them. Those that the device has ended are ended by now.
+      (slot, request) of the rows whose tokens count: they began or ran, and
+      the host had not ended them. Those that the device has ended are ended by
+      now.
     """
     if not self._flight or self._flight[0] is not visit:
       raise ValueError("visits should be read in the order of their plans.")
     self._flight.popleft()
     counting = []
     for slot, row in enumerate(visit.rows):
-      if not visit.active[slot]:
+      ran = visit.active[slot]
+      if not ran and not (slot in visit.begun and not row.ahead):
         continue
-      row.flying -= visit.passes
+      row.flying -= visit.passes if ran else 1
       if row.phase is Phase.ENDED:
         continue
       counting.append((slot, row))
@@ -263,6 +266,7 @@ class Scheduler:
       redraft = last and row.mid and self._widths is not None
       if last:
         self._start(row)
+        row.flying += not (row.ahead or parked)  # Its first token is awaited.
       slot = row.slot if last else None
       pages, resumes = tuple(row.pages), last and parked
       chunks.append(Chunk(row, start, stop, pages, slot, resumes, redraft))

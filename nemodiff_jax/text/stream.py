@@ -21,11 +21,13 @@ class TextStream:
 
   Attributes:
     stopped: whether a stop string has been completed.
+    matched: which; None: none.
     text: all the text so far that is certain, without the stop string.
   """
 
   def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
     self.stopped = False
+    self.matched: str | None = None
     self.text = ""
     self._tokenizer = tokenizer
     self._stops = tuple(stops)
@@ -92,10 +94,11 @@ class TextStream:
     """Ends the text before the first stop string, if there is one."""
     start = max(0, len(self._buffer) - max(map(len, self._stops), default=0))
     whole = self._buffer + new
-    found = [at for s in self._stops if (at := whole.find(s, start)) >= 0]
+    found = [(at, s) for s in self._stops if (at := whole.find(s, start)) >= 0]
     if found:
       self.stopped = True
-      self.text = whole[: min(found)]
+      at, self.matched = min(found)
+      self.text = whole[:at]
     return bool(found)
 
 

@@ -116,9 +116,11 @@ def test_chat_in_a_terminal(chatty):
     sys.executable, "-m", "nemodiff_jax.cli.chat", f"--checkpoint={chatty}",
     "--max_new_tokens=120",
   )  # fmt: skip
-  chat.until(r"\[ar, block 8; /help for commands\][\s\S]*> ")
+  chat.until(r"\[linear_spec, block auto; /help for commands\][\s\S]*> ")
   chat.say("w20 w21")
-  seen = chat.until(r"\[ar: \d+ tokens in \d+ passes, 0 of 5 prompt[\s\S]*> ")
+  seen = chat.until(
+    r"\[linear_spec: \d+ tokens in \d+ passes, 0 of 5 prompt[\s\S]*> "
+  )
   assert re.search(r"w\d+ w\d+", seen)
   chat.say("/mode linear_spec")
   chat.until(r"\[linear_spec, block 8\][\s\S]*> ")

@@ -70,7 +70,10 @@ def test_defaults_are_those_of_the_library(parse, folder, tiny):
   parse()
   row = shared.row_settings(open_checkpoint(str(folder)))
   assert row == RowSettings()
-  assert shared.run_config(tiny.config) == decode_config(tiny.config, "ar")
+  config = shared.run_config(tiny.config)
+  assert config == decode_config(tiny.config)
+  assert (config.mode, config.block_length) == ("linear_spec", 8)
+  assert config.widths == (1, 8)
   assert (shared.batch_size(), shared.max_length()) == (8, None)
   parse("--batch_size=1", "--max_length=1")  # The least there can be.
   assert (shared.batch_size(), shared.max_length()) == (1, 1)

@@ -143,7 +143,7 @@ def test_a_torn_tail_is_cut_off(serve, tmp_path, tail):
 def test_lines_stand_in_the_order_of_the_input(serve, tmp_path):
   out = tmp_path / "out.jsonl"
   lines = [GOOD, BAD, GOOD | {"id": 2}, "nothing", GOOD | {"id": 3}]
-  assert serve(lines, out, "--batch_size=2")[0] == 3
+  assert serve(lines, out, "--batch_size=2", "--keep_order")[0] == 3
   assert [x["id"] for x in read(out)] == ["good", "bad", 2, None, 3]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nemodiff_jax import api
+from nemodiff_jax.serve.engine import Engine
 from tests.cli.conftest import read, write
 
 
@@ -81,19 +81,31 @@ def test_an_output_of_something_else_is_left_alone(run, job, tmp_path):
   assert out.read_text().startswith("my notes\n")
 
 
-def test_results_reach_the_file_batch_by_batch(run, job, tmp_path, monkeypatch):
-  """What a fault in a later batch leaves behind is kept."""
+@pytest.mark.parametrize("order", ["--nokeep_order", "--keep_order"])
+def test_results_reach_the_file_as_they_are_done(
+  run, job, tmp_path, monkeypatch, order
+):
+  """What a fault in a later visit leaves behind is kept."""
   out = tmp_path / "out.jsonl"
-  decode, calls = api.decode_ids, []
+  step, ended = Engine.step, []
 
-  def fail_late(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == 3:
+  def fail_late(engine):
+    if len(ended) >= 3:
       raise KeyboardInterrupt
-    return decode(*args, **kwargs)
+    events = step(engine)
+    ended.extend(e for e in events if e.ended)
+    return events
 
-  monkeypatch.setattr(api, "decode_ids", fail_late)
-  how = [f"--prompts_file={job}", f"--output={out}", "--batch_size=2"]
-  code, _, err = run(*how)
+  how = [f"--prompts_file={job}", f"--output={out}", "--batch_size=2", order]
+  with monkeypatch.context() as patched:
+    patched.setattr(Engine, "step", fail_late)
+    code, _, err = run(*how)
   assert code == 130 and "interrupted" in err
-  assert [x["id"] for x in read(out)] == ["p0", "p1", "p2", "p3"]
+  names = [f"p{i}" for i in range(5)]
+  found = [x["id"] for x in read(out)]
+  if order == "--keep_order":  # What is held back is decoded again.
+    assert found == names[: len(found)] and found
+  else:
+    assert len(found) == len(ended)
+  assert run(*how)[0] == 0
+  assert sorted(x["id"] for x in read(out)) == names

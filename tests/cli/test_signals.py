@@ -63,7 +63,7 @@ def said(err):
 def check_interrupted(code, err, content):
   assert code == 130, err
   assert said(err) == ["the same command goes on from here", "interrupted"]
-  assert content.endswith(b"\n") and content.count(b"\n") in (32, 64)
+  assert content.endswith(b"\n") and 0 < content.count(b"\n") < 96
   for line in content.splitlines():
     assert json.loads(line)["completion_tokens"]
 

@@ -13,11 +13,13 @@ from nemodiff_jax.decode.modes import MODES
 from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.cache import KVCache
+from nemodiff_jax.serve.cache import new_cache
 from nemodiff_jax.serve.engine import Engine
 from nemodiff_jax.text.tokenizer import load_tokenizer
 from tests import helpers, twin
 
 BLOCK = 8
+WIDTHS = 1, 4, BLOCK
 PAGES = 7  # Few, and everywhere as many: tests share programs.
 SIZES = 1, 3, 20, 129, 128, 300
 LIMITS = 1, 5, 20, 33
@@ -45,10 +47,12 @@ class Chosen:
 
 def make_engine(tiny, mode, pages=PAGES, widths=None, tokenizer=None):
   config = decode_config(tiny.config, mode, block_length=BLOCK)
+  if widths is not None:
+    config = dataclasses.replace(config, widths=WIDTHS)
   decoder = Decoder(tiny.module, MODES[mode], config.slots, None, 2)
   return config, Engine(
-    decoder, tiny.weights(True), config, rows=4, pages=pages,
-    max_length=512, widths=widths, tokenizer=tokenizer,
+    decoder, tiny.weights(True), config, new_cache(tiny.module, pages),
+    rows=4, max_length=512, widths=widths, tokenizer=tokenizer,
   )  # fmt: skip
 
 
@@ -102,15 +106,15 @@ def spoil(engine):
 
   What NaN was there from the last call has to be there still.
   """
-  pool, runner = engine.pool, engine._runner
+  pool, cache = engine.cache.pages, engine.cache
   pool.flush()
   free = np.array(pool._free, np.int32)
   was = [p for p in free if p in getattr(engine, "spoilt", ())]
-  for keys in (*runner._pool.k, *runner._pool.v):
+  for keys in (*cache.arrays.k, *cache.arrays.v):
     assert np.isnan(np.asarray(keys)[was]).all()
   put = lambda x: x.at[free].set(jnp.nan)
-  runner._pool = KVCache(
-    tuple(map(put, runner._pool.k)), tuple(map(put, runner._pool.v))
+  cache.arrays = KVCache(
+    tuple(map(put, cache.arrays.k)), tuple(map(put, cache.arrays.v))
   )
   engine.spoilt = set(free.tolist())
 
@@ -144,7 +148,7 @@ def test_nothing_is_read_from_pages_that_nobody_holds(tiny, mode):
 def test_widths_change_no_token(tiny):
   """Any width in any cycle, rows with draft thresholds and preempted ones."""
   draw = random.Random(7)
-  widths = Chosen(draw, (1, 4, BLOCK))
+  widths = Chosen(draw, WIDTHS)
   _, engine = make_engine(tiny, "linear_spec", widths=widths)
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice([3, 60, 80]) for _ in range(8)], seed=2
@@ -239,6 +243,6 @@ def test_a_request_that_cannot_fit_is_refused(tiny):
     engine.submit([5] * 250, RowSettings(9))
   with pytest.raises(UserError, match="threshold is a setting of diffusion"):
     engine.submit([5], RowSettings(9, threshold=0.5))
-  with pytest.raises(UserError, match="need a tokenizer"):
+  with pytest.raises(UserError, match="stop strings need a tokenizer"):
     engine.submit([5], RowSettings(9, stop="x"))
   assert engine.idle

@@ -92,11 +92,12 @@ class World:
       flying = {
         row
         for v, _ in self.late
-        for row, on in zip(v.rows, v.active, strict=True)
-        if on
+        for slot, (row, on) in enumerate(zip(v.rows, v.active, strict=True))
+        if on or slot in v.begun
       }
       for row, on in zip(visit.rows, visit.active, strict=True):
-        assert on == (row.ahead or row not in flying)
+        new = row.slot in visit.begun and not row.ahead  # It is read first.
+        assert on == (row.ahead or not (row in flying or new))
       self.used.add(visit.width)
       self.late.append((visit, self.device.run(visit)))
     read = self.late and (visit is None or len(self.late) > self.depth)

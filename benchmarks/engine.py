@@ -1,0 +1,358 @@
+"""What the engine gains, and what it costs, as ratios within one run.
+
+    python -m benchmarks.engine [--parts=job,single,auto,prefix,gap,programs]
+
+job       512 prompts of mixed lengths against fixed batches of 16 in file order
+single    one request against the compiled loop; host time per visit
+auto      1 to 64 requests at once: ar, widths 8, 16, 32, and --block_length=auto
+prefix    a system prompt of 2,000 tokens that 32 requests share
+gap       a prompt of 4,000 tokens that arrives among 15 rows that decode
+programs  compiled in a job of 2,000 prompts with mixed settings
+
+Programs are compiled before anything is timed. Runs alternate; figures are
+medians, with the least and the largest behind them.
+"""
+
+import functools
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks.decode_cpu import SHAPES
+from nemodiff_jax import api
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings, decode_config
+from nemodiff_jax.decode.generate import decode_ids
+from nemodiff_jax.decode.state import Weights
+from nemodiff_jax.engines import open_engine
+from nemodiff_jax.evaluate import tasks
+from nemodiff_jax.nn.model import Transformer, init_params
+from nemodiff_jax.prompts import encode_prompt
+from nemodiff_jax.serve.engine import Engine
+
+PARTS = "job", "single", "auto", "prefix", "gap", "programs"
+_PARTS = flags.DEFINE_list("parts", PARTS, "What to measure.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs of each.")
+_PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts of the job.")
+Requests = Sequence[tuple[list[int], RowSettings]]
+
+
+def shape_135m() -> api.Model:
+  """SmolLM2-135M's shape with random weights."""
+  config = SHAPES["135M"]
+  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+  module = Transformer(config, jnp.float32)
+  return api.Model(config, None, None, module, Weights(params))
+
+
+def say(*cells: object) -> None:
+  """A line of a Markdown table."""
+  print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def head(*cells: str) -> None:
+  """The first lines of a table."""
+  print()
+  say(*cells)
+  say(*["---"] * len(cells))
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+  """Median, and the least and the largest."""
+  low, high = min(values), max(values)
+  return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
+
+
+def ready(engine: Engine) -> Engine:
+  """The engine with every program compiled."""
+  for key in engine.warm_up():
+    print("compiling", *key, file=sys.stderr, flush=True)
+  return engine
+
+
+def run(engine: Engine, requests: Requests, at_once: int | None = None) -> int:
+  """Tokens of all requests, with so many in the engine at once."""
+  engine.cache.pages.flush()
+  waiting, inside, tokens = list(requests), 0, 0
+  while waiting or inside:
+    while waiting and (at_once is None or inside < at_once):
+      engine.submit(*waiting.pop(0))
+      inside += 1
+    for event in engine.step():
+      inside -= event.ended
+      tokens += len(event.tokens)
+  return tokens
+
+
+def fixed(model: api.Model, config: DecodeConfig, prompts, rows) -> int:
+  """Tokens of batches of 16 in the compiled loop, in their order."""
+  done, size = 0, min(16, len(prompts))
+  for at in range(0, len(prompts), size):
+    part, own = prompts[at : at + size], rows[at : at + size]
+    outs = decode_ids(
+      model.module, model.weights, config, part, own, batch=size
+    )
+    done += sum(len(o.token_ids) for o in outs)
+  return done
+
+
+def rates(
+  ways: dict[str, Callable[[], int]], first: bool = True
+) -> dict[str, list[float]]:
+  """Tokens per second of each way, in runs that alternate."""
+  found: dict[str, list[float]] = {name: [] for name in ways}
+  for turn in range(_REPEATS.value + first):
+    for name, way in ways.items():
+      start = time.perf_counter()
+      tokens = way()
+      if turn >= first:  # The first compiles, and fills what learns.
+        found[name].append(tokens / (time.perf_counter() - start))
+  return found
+
+
+def ratio(found: dict[str, list[float]], ours: str, base: str) -> str:
+  """Ours by the base, run by run."""
+  pairs = zip(found[ours], found[base], strict=True)
+  return spread([a / b for a, b in pairs])
+
+
+def random_prompts(model, sizes: Sequence[int]) -> list[list[int]]:
+  """Ids that are no special ones."""
+  draw = np.random.default_rng(0)
+  return [draw.integers(5, model.config.vocab_size, n).tolist() for n in sizes]
+
+
+def job(model: api.Model) -> None:
+  """Mixed lengths: nobody waits for the longest of a batch."""
+  draw = random.Random(0)
+  count = _PROMPTS.value
+  prompts = random_prompts(model, [draw.randint(20, 400) for _ in range(count)])
+  rows = [RowSettings(draw.randint(8, 400), ignore_eos=True) for _ in prompts]
+  requests = list(zip(prompts, rows, strict=True))
+  head("mode", "fixed batches tok/s", "engine tok/s", "engine / fixed")
+  for mode in ("ar", "linear_spec"):
+    config = decode_config(model.config, mode)
+    engine = ready(
+      open_engine(
+        model, config, rows=16, max_length=800, settings=rows, queue=count
+      )
+    )
+    loop = functools.partial(fixed, model, config, prompts, rows)
+    ways = {"fixed": loop, "engine": functools.partial(run, engine, requests)}
+    found = rates(ways)
+    say(
+      mode,
+      spread(found["fixed"], ".0f"),
+      spread(found["engine"], ".0f"),
+      ratio(found, "engine", "fixed"),
+    )
+
+
+def single(models: dict[str, api.Model]) -> None:
+  """One request: what the engine costs beside the compiled loop."""
+  head("model", "mode", "engine / loop", "visits", "host ms per visit")
+  for name, model in models.items():
+    (prompt,) = random_prompts(model, [32])
+    row = RowSettings(256 if name == "embedded" else 64, ignore_eos=True)
+    for mode in ("ar", "linear_spec"):
+      config = decode_config(model.config, mode)
+      engine = ready(
+        open_engine(model, config, rows=1, max_length=600, settings=[row])
+      )
+      loop = functools.partial(fixed, model, config, [prompt], [row])
+      ways = {
+        "loop": loop,
+        "engine": functools.partial(run, engine, [(prompt, row)]),
+      }
+      before = engine.statistics.visits
+      found = rates(ways)
+      visits = (engine.statistics.visits - before) // (_REPEATS.value + 1)
+      slow, fast = (
+        row.max_new_tokens / statistics.median(found[w])
+        for w in ("engine", "loop")
+      )
+      host = 1000 * (slow - fast) / visits
+      ours = ratio(found, "engine", "loop")
+      say(name, mode, ours, visits, f"{host:.2f}")
+
+
+def questions(model: api.Model, count: int) -> Requests:
+  """Held-out questions of the embedded checkpoint."""
+  task = tasks.embedded(count)
+  row = RowSettings(200)
+  asked = [question.prompt for question in task.questions]
+  return [
+    (list(encode_prompt(model.tokenizer, model.template, p)), row)
+    for p in asked
+  ]
+
+
+def auto(model: api.Model) -> None:
+  """The best width changes with the load; auto follows it."""
+  widths = ("ar", "8", "16", "32", "auto")
+  engines = {}
+  for name in widths:
+    config = decode_config(model.config, "ar")
+    if name != "ar":
+      block = name if name == "auto" else int(name)
+      config = decode_config(model.config, "linear_spec", block_length=block)
+    engines[name] = ready(
+      open_engine(model, config, rows=64, max_length=400, settings=[_PLAIN])
+    )
+  head("at once", *(f"{w} tok/s" for w in widths), "auto / best")
+  for at_once in (1, 2, 4, 8, 16, 32, 64):
+    asked = questions(model, max(24, 3 * at_once))
+    ways = {
+      name: functools.partial(run, engine, asked, at_once)
+      for name, engine in engines.items()
+    }
+    found = rates(ways)
+    best = max(widths[:-1], key=lambda w: statistics.median(found[w]))
+    cells = (spread(found[w], ".0f") for w in widths)
+    say(at_once, *cells, ratio(found, "auto", best))
+
+
+def prefix(model: api.Model) -> None:
+  """What is shared is read once."""
+  shared, *own = random_prompts(model, [2000, *[20] * 32])
+  row = RowSettings(8, ignore_eos=True)
+  config = decode_config(model.config, "ar")
+  engine = ready(
+    open_engine(model, config, rows=32, max_length=2100, settings=[row])
+  )
+  head("", "first s", "later ones s (median)", "later / first", "pages in use")
+  for turn in range(_REPEATS.value):
+    engine.cache.pages.flush()
+    started, firsts, most = {}, [], 0
+
+    def submit(prompt, started=started):
+      made = engine.submit([*shared, *prompt], row, stream=True)
+      started[made] = time.perf_counter()
+
+    submit(own[0])
+    while not engine.idle:
+      for event in engine.step():
+        begun = started.pop(event.generation, None)
+        if begun is not None:
+          firsts.append(time.perf_counter() - begun)
+          if len(firsts) == 1:
+            for prompt in own[1:]:
+              submit(prompt)
+      most = max(most, engine.cache.pages.used)
+    later = statistics.median(firsts[1:])
+    alone = 32 * -(-2036 // 128)
+    say(
+      f"run {turn + 1}",
+      f"{firsts[0]:.2f}",
+      f"{later:.2f}",
+      f"{later / firsts[0]:.2f}",
+      f"{most}, {alone} without sharing",
+    )
+
+
+def gap(model: api.Model) -> None:
+  """A long prompt does not stop those that decode."""
+  *short, long = random_prompts(model, [*[32] * 15, 4000])
+  row = RowSettings(150, ignore_eos=True)
+  head("mode", "median gap ms", "longest ms", "longest / median", "long TTFT s")
+  for mode, block in (("ar", None), ("linear_spec", 32)):
+    config = decode_config(model.config, mode, block_length=block)
+    engine = ready(
+      open_engine(model, config, rows=16, max_length=4200, settings=[row])
+    )
+    for _ in range(_REPEATS.value):
+      say(mode, *_gaps(engine, short, long, row))
+
+
+def _gaps(engine: Engine, short, long, row) -> tuple[str, ...]:
+  engine.cache.pages.flush()
+  for prompt in short:
+    engine.submit(prompt, row, stream=True)
+  last: dict = {}
+  before, after, late, first = [], [], None, None
+  while not engine.idle:
+    events = engine.step()
+    now = time.perf_counter()
+    for event in events:
+      if late is not None and event.generation is late[0]:
+        first = first or now - late[1]
+        continue
+      if event.tokens and event.generation in last and first is None:
+        gaps = before if late is None else after
+        gaps.append(now - last[event.generation])
+      if event.tokens:
+        last[event.generation] = now
+    if late is None and len(before) > 15 * 12:
+      own = RowSettings(8, ignore_eos=True)
+      late = engine.submit(long, own, stream=True), now
+  usual, longest = statistics.median(before), max(after)
+  return (
+    f"{1000 * usual:.1f}",
+    f"{1000 * longest:.1f}",
+    f"{longest / usual:.2f}",
+    f"{first or 0:.2f}",
+  )
+
+
+_PLAIN = RowSettings(200)
+
+
+def programs(model: api.Model) -> None:
+  """Few programs serve any mixture of settings."""
+  draw = random.Random(0)
+  prompts = random_prompts(model, [draw.randint(1, 700) for _ in range(2000)])
+  rows = [
+    RowSettings(
+      draw.randint(1, 12),
+      temperature=draw.choice([0, 0.7]),
+      top_p=draw.choice([1.0, 0.9]),
+      top_k=draw.choice([0, 5]),
+      logprobs=draw.choice([None, None, 3]),
+      seed=i,
+    )
+    for i in range(2000)
+  ]
+  requests = list(zip(prompts, rows, strict=True))
+  head("width", "programs", "of these after the warm-up")
+  ways: dict[str, DecodeConfig] = {
+    "ar": decode_config(model.config, "ar"),
+    "linear_spec": decode_config(model.config, "linear_spec"),
+    "auto": decode_config(model.config),
+  }
+  for name, config in ways.items():
+    engine = open_engine(
+      model, config, rows=8, max_length=800, settings=rows, queue=2000
+    )
+    before = len(list(engine.warm_up()))
+    run(engine, requests)
+    say(name, engine.programs, engine.programs - before)
+
+
+def main(_) -> None:
+  device = jax.devices()[0]
+  print(json.dumps({"device": device.device_kind, "jax": jax.__version__}))
+  embedded = api.load(None)
+  large = (
+    shape_135m() if {"single", "prefix", "gap"} & {*_PARTS.value} else None
+  )
+  for part in _PARTS.value:
+    if part not in PARTS:
+      raise app.UsageError(f"parts should be of {PARTS}, got {part!r}.")
+    print(f"\n{part}", flush=True)
+    if part == "single" and large is not None:
+      single({"embedded": embedded, "135M shape": large})
+    elif part in ("prefix", "gap") and large is not None:
+      {"prefix": prefix, "gap": gap}[part](large)
+    else:
+      {"job": job, "auto": auto, "programs": programs}[part](embedded)
+
+
+if __name__ == "__main__":
+  app.run(main)

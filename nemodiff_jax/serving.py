@@ -1,0 +1,116 @@
+"""A loaded model as a server has it: what it offers, and its engine."""
+
+from collections.abc import Sequence
+
+from nemodiff_jax.decode.config import AUTO, MODES, DecodeConfig, decode_config
+from nemodiff_jax.decode.modes import MODES as KNOWN
+from nemodiff_jax.engines import MEMORY_FRACTION, open_cache, open_engine
+from nemodiff_jax.model import Model
+from nemodiff_jax.serve.lanes import Lanes, Name
+from nemodiff_jax.serve.served import Served
+from nemodiff_jax.serve.structured import Grammars
+
+
+def open_server(
+  model: Model,
+  config: DecodeConfig,
+  *,
+  name: str,
+  modes: Sequence[str] | None = None,
+  rows: int = 16,
+  queue: int = 1024,
+  max_length: int | None = None,
+  memory_fraction: float = MEMORY_FRACTION,
+  request_templates: bool = False,
+  strict_model: bool = False,
+) -> tuple[Served, Lanes]:
+  """The model as it is served, and its engine.
+
+  Args:
+    model: from `load`.
+    config: how requests are decoded that say nothing else.
+    name: of the model in answers.
+    modes: that requests may name; None: all that the checkpoint has.
+    rows: requests that run at once, in each lane.
+    queue: requests that may wait, in each lane.
+    max_length: of prompt + max_new_tokens; None: the model's.
+    memory_fraction: of the memory that is free, for the cache; at most.
+    request_templates: take chat templates that requests bring.
+    strict_model: refuse other names than `name`.
+
+  Raises:
+    UserError: a mode that the checkpoint does not have, or no memory.
+  """
+  masked = model.config.mask_id is not None
+  own = [m for m in MODES if masked or not KNOWN[m].masked]
+  for mode in modes or ():
+    decode_config(model.config, mode)
+  offered = tuple(m for m in own if modes is None or m in (*modes, config.mode))
+  block = model.config.block_size
+  length = min(max_length or block * 10**9, model.config.max_positions)
+  cache = open_cache(model, rows, length + block, memory_fraction)
+  default: Name = config.mode, AUTO if config.widths else config.slots
+  widths = {m: _widths(model, m, default) for m in offered}
+
+  def open_lane(lane: Name):
+    return open_engine(
+      model,
+      _lane_config(model, config, lane),
+      rows=rows,
+      queue=queue,
+      max_length=length,
+      cache=cache,
+    )
+
+  fixed = {m: decode_config(model.config, m).slots for m in offered}
+  lanes = Lanes(open_lane, cache, default, fixed)
+  tokenizer = model.tokenizer
+  grammars = None
+  if tokenizer is not None and "grammar" in lanes.features:
+    grammars = Grammars(
+      tokenizer, model.config.vocab_size, model.config.eos_ids
+    )
+  served = Served(
+    name=name,
+    config=model.config,
+    tokenizer=tokenizer,
+    template=model.template,
+    mode=config.mode,
+    modes=offered,
+    widths=widths,
+    features=lanes.features,
+    max_length=length,
+    grammars=grammars,
+    request_templates=request_templates,
+    strict_model=strict_model,
+  )
+  return served, lanes
+
+
+def _widths(model: Model, mode: str, default: Name) -> tuple[int | str, ...]:
+  """Block lengths that requests of a mode may name."""
+  found: list[int | str] = [decode_config(model.config, mode).slots]
+  if mode == default[0]:
+    found.append(default[1])
+  if mode == "linear_spec":
+    auto = decode_config(model.config, mode, block_length=AUTO).widths or ()
+    found = [*(w for w in auto if w > 1), *found, AUTO]
+  return tuple(dict.fromkeys(found))
+
+
+def _lane_config(
+  model: Model, config: DecodeConfig, lane: Name
+) -> DecodeConfig:
+  """How a lane decodes: the server's own way, where it is of its mode."""
+  mode, width = lane
+  block = None if mode == "ar" else width
+  if mode != config.mode:
+    return decode_config(model.config, mode, block_length=block)
+  return decode_config(
+    model.config,
+    mode,
+    block_length=block,
+    threshold=config.threshold,
+    steps_per_block=config.steps_per_block,
+    draft_threshold=config.draft_threshold,
+  )
