@@ -105,13 +105,16 @@ def test_a_plateau_is_prolonged_or_its_decay_begun(
 
 
 def test_streams_go_on_in_any_number_of_processes(tmp_path):
-  """4 streams: read by 2 processes, then by 1 or by 4."""
+  """4 streams, each at a place of its own: read by 2 processes, then 1 or 4."""
   opened = open_checkpoint(None)
   start = Start(opened.config, opened, False)
+  path = tmp_path / "texts.jsonl"
+  texts = ({"text": f"{i} ants " * (1 + i * i % 13)} for i in range(97))
+  path.write_text("".join(json.dumps(text) + "\n" for text in texts))
   config = toy(batch_size=4, data__shards=4)
 
   def process(i, of):
-    source = data.open_source("arithmetic", start.config, 0)
+    source = data.open_source(str(path), start.config, 0)
     each = 4 // of
     streams = range(i * each, (i + 1) * each)
     return data.make_batches(config, start, source, streams)
@@ -125,6 +128,7 @@ def test_streams_go_on_in_any_number_of_processes(tmp_path):
   for n in range(2):
     np.testing.assert_array_equal(take(two), expected[n])
   states = json.loads(json.dumps({**two[0].states(), **two[1].states()}))
+  assert len(set(map(str, states.values()))) > 1
   states = {int(k): v for k, v in states.items()}
   for of in (1, 4):
     later = [process(i, of) for i in range(of)]
