@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +29,14 @@ def mutations(part: str) -> tuple[Mutation, ...]:
   return importlib.import_module(f"benchmarks.mutants.{part}").MUTATIONS
 
 
-def run(root: Path, tests: Sequence[str]) -> tuple[bool, str]:
-  """Whether the tests pass in a copy, and what they say where not."""
+def run(root: Path, tests: Sequence[str], limit: float) -> tuple[bool, str]:
+  """Whether the tests pass in a copy, and what they say where not.
+
+  Args:
+    root: the copy.
+    tests: arguments of pytest.
+    limit: seconds after which they are taken to hang.
+  """
   command = [
     sys.executable, "-m", "pytest", "-x", "-p", "no:xdist", "-m", "not gpu",
     *tests,
@@ -38,7 +45,7 @@ def run(root: Path, tests: Sequence[str]) -> tuple[bool, str]:
   try:
     done = subprocess.run(
       command, cwd=root, env=environment, capture_output=True, text=True,
-      timeout=900,
+      timeout=limit,
     )  # fmt: skip
   except subprocess.TimeoutExpired:
     return False, "hangs"
@@ -71,8 +78,11 @@ def main(part: str, only: str = "") -> int:
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
     copy_project(root)
+    limits = {}
     for tests in dict.fromkeys(m.tests for m in chosen):
-      passed, why = run(root, tests)
+      start = time.monotonic()
+      passed, why = run(root, tests, 900)
+      limits[tests] = 60 + 10 * (time.monotonic() - start)
       if not passed:
         print(f"{' '.join(tests)}: fails with nothing broken: {why}")
         return 1
@@ -80,7 +90,7 @@ def main(part: str, only: str = "") -> int:
       path = root / mutation.file
       source = path.read_text()
       path.write_text(source.replace(mutation.old, mutation.new))
-      passed, why = run(root, mutation.tests)
+      passed, why = run(root, mutation.tests, limits[mutation.tests])
       path.write_text(source)
       survivors += passed
       verdict = "SURVIVES" if passed else f"caught: {why}"

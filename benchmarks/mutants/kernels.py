@@ -1,6 +1,6 @@
 """Breaks of the Mosaic kernels; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation, pages
+from benchmarks.mutants import Mutation, attention, pages
 
 KERNELS = "pallas_kernels/range_attention/"
 TESTS = "tests/pallas_kernels/"
@@ -10,6 +10,7 @@ EVEN = "1x4x600x4x1x128-block-0"  # All weights alike: nothing is rounded.
 MIXED = "2x5x72x6x2x64"  # Empty rows; two key heads.
 BLOCK = "1x32x128x4x1x128"  # Causal, large logits, two share a tile.
 ROWS = "1x72x136x4x1x64"  # Three tiles of rows for two blocks.
+BELOW = "2x3x72x4x1x64"  # One key or two: far above 0, or far below.
 
 
 def _break(
@@ -132,7 +133,20 @@ SUMS = (
     "peak_now = scores.max(axis=1)", BLOCK,
   ),
   _break(
-    "maximum halved", "mosaic_block.py", PEAK, PEAK + " / 2", BLOCK,
+    "maximum halved", "mosaic_block.py", PEAK, PEAK + " / 2", BELOW,
+  ),
+  _break(
+    "maximum halved in the merge", "mosaic_merge.py",
+    "functools.reduce(jnp.maximum, sums, peak)",
+    "functools.reduce(jnp.maximum, sums, peak) / 2", BELOW,
+  ),
+  _break(
+    "maximum starts at 0", "mosaic_block.py",
+    "FLOOR = -1e20", "FLOOR = 0.0", BELOW,
+  ),
+  _break(
+    "maximum starts at 0 in the merge", "mosaic_merge.py",
+    "_LOW = -1e30", "_LOW = 0.0", BELOW,
   ),
   _break(
     "weights a little small", "mosaic_hopper.py",
@@ -250,6 +264,14 @@ PLAN = (
     "cut[None, 1:-1] <= start[:-1, None]", "cut[None, 1:-1] < start[:-1, None]",
   ),
   _miscount(
+    "a tile ends where its last row does", "mosaic_plan.py",
+    "limit, full = by_tile.max(-1)", "limit, full = by_tile[:, -1]",
+  ),
+  _miscount(
+    "a tile is full where its first row is", "mosaic_plan.py",
+    "by_tile.min(-1) // block", "by_tile[:, 0] // block",
+  ),
+  _miscount(
     "rows that fill a tile up end at 0", "mosaic.py",
     'mode="edge"', 'mode="constant"',
   ),
@@ -258,4 +280,11 @@ PLAN = (
     "chip.processors // kv_heads", "chip.processors // kv_heads // 2",
   ),
 )  # fmt: skip
-MUTATIONS = (*LOADS, *SUMS, *BLACKWELL, *PLAN, *pages.MUTATIONS)
+MUTATIONS = (
+  *LOADS,
+  *SUMS,
+  *BLACKWELL,
+  *PLAN,
+  *attention.MUTATIONS,
+  *pages.MUTATIONS,
+)

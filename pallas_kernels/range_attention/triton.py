@@ -55,12 +55,20 @@ def range_attention(
     compute_capability=int(capability.replace(".", "")),
     **sizes,
   )
+  out, lse = join(out, lse)
+  return out.astype(q.dtype), lse
+
+
+def join(
+  out: Float[Array, "shares B T N H"], lse: Float[Array, "shares B T N"]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+  """Shares of the keys as one; a share without a key has lse = -inf."""
   peak = jnp.maximum(lse.max(0), -1e30)  # Finite where all shares are empty.
   weights = jnp.exp(lse - peak[None])
   total = weights.sum(0)
   out = (out * weights[..., None]).sum(0)
   out = out / jnp.where(total == 0, 1.0, total)[..., None]
-  return out.astype(q.dtype), peak + jnp.log(total)
+  return out, peak + jnp.log(total)
 
 
 def launch(

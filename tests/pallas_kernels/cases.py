@@ -15,7 +15,8 @@ class Case:
   numbers, one for each row.
   `processors` is the size of the chip that the call is cut up for.
   `scale` is that of the queries: with 40 one key takes nearly all the weight,
-  with 0 all keys weigh the same and no weight is rounded.
+  with 0 all keys weigh the same and no weight is rounded; with 400 exp() of a
+  score, or of half of it, is beyond float32.
   """
 
   batch: int
@@ -46,6 +47,8 @@ CASES = (
   Case(1, 4, 600, 4, 1, 128, "block", 1),  # The ring goes around.
   Case(1, 4, 600, 4, 1, 128, "block", scale=0),
   Case(1, 32, 128, 4, 1, 128, "causal", scale=40),  # 32 x 4 heads: 128 rows.
+  # One key or two: all that a row sees is far above 0, or far below.
+  Case(2, 3, 72, 4, 1, 64, (1, 2), scale=400),
   Case(2, 5, 72, 6, 2, 64, "mixed"),  # Rows that fill no tile; empty rows.
   Case(1, 72, 136, 4, 1, 64, "causal"),  # Three tiles of rows, two blocks.
 )

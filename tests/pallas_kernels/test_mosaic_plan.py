@@ -22,11 +22,17 @@ CALLS = (
 
 
 def ragged(batch: int, queries: int, seed: int) -> np.ndarray:
-  """k_end [B, T] of a batch: long rows, short ones and empty ones."""
+  """k_end [B, T] of a batch: long rows, short ones and empty ones.
+
+  Alike in a row, or one more for each query, or in any order.
+  """
   rng = np.random.default_rng(seed)
   last = rng.integers(0, KEYS + 1, (batch, 1))
   last[rng.random((batch, 1)) < 0.5] = rng.integers(0, 300)
   k_end = np.clip(last - queries + 1 + np.arange(queries), 0, None)
+  if seed % 3 == 2:
+    k_end = rng.permuted(k_end + rng.integers(-200, 1, k_end.shape), axis=1)
+    k_end = k_end.clip(0)
   return k_end if seed % 3 else np.broadcast_to(last, k_end.shape)
 
 
