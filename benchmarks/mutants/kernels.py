@@ -4,9 +4,9 @@ from benchmarks.mutants import Mutation, attention, pages
 
 KERNELS = "pallas_kernels/range_attention/"
 TESTS = "tests/pallas_kernels/"
-ONE = "4x1x520x4x1x64"  # One token; long, short and empty rows.
-RING = "1x4x600x4x1x128-block-1"  # More tiles than the ring has.
-EVEN = "1x4x600x4x1x128-block-0"  # All weights alike: nothing is rounded.
+ONE = "4x1x776x4x1x64"  # One token; long, short and empty rows.
+RING = "2x4x600x4x1x128"  # More tiles than the ring has.
+EVEN = "1x4x600x4x1x128"  # All weights alike: nothing is rounded.
 MIXED = "2x5x72x6x2x64"  # Empty rows; two key heads.
 BLOCK = "1x32x128x4x1x128"  # Causal, large logits, two share a tile.
 ROWS = "1x72x136x4x1x64"  # Three tiles of rows for two blocks.
@@ -93,7 +93,7 @@ LOADS = (
   ),
   _break(
     "turns counted anew in each item", "mosaic_block.py",
-    "lax.rem(own + item.done, sizes.key_groups)", "own", ONE,
+    "lax.rem(own + item.done, sizes.key_groups)", "own", RING,
   ),
   _break(
     "odd stages for two that take turns", "mosaic.py",
@@ -159,7 +159,8 @@ SUMS = (
   ),
   _break(
     "sums of rounded weights", "mosaic_block.py",
-    "weights.sum(axis=1)", "weights.astype(jnp.bfloat16).sum(axis=1)", RING,
+    "weights.sum(axis=1)",
+    "weights.astype(jnp.bfloat16).astype(jnp.float32).sum(axis=1)", RING,
   ),
   _break(
     "partial results rounded", "mosaic_block.py",

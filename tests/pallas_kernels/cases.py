@@ -43,8 +43,11 @@ class Case:
 CASES = (
   # One token at a time. A long row, beyond S, among short ones; one that ends
   # with a tile, and one that is negative. Blocks with a piece of two rows.
-  Case(4, 1, 520, 4, 1, 64, (530, 128, -70, 5), 6),
-  Case(1, 4, 600, 4, 1, 128, "block", 1),  # The ring goes around.
+  # More partial results than the merge takes at a time, in two heads the
+  # largest behind the first eight.
+  Case(4, 1, 776, 4, 1, 64, (786, 128, -70, 5), 8, scale=4),
+  # The ring goes around; the second row begins at an odd place of it.
+  Case(2, 4, 600, 4, 1, 128, (300, 600), 1),
   Case(1, 4, 600, 4, 1, 128, "block", scale=0),
   Case(1, 32, 128, 4, 1, 128, "causal", scale=40),  # 32 x 4 heads: 128 rows.
   # One key or two: all that a row sees is far above 0, or far below.
