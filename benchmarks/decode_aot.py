@@ -75,16 +75,17 @@ class Compiled:
   def per_layer(self, layers: int) -> tuple[float, float, float]:
     """Kernels per layer, of these GEMMs, and kernels outside of the layers.
 
-    Counted from one attention to the next; NaN for a single layer.
+    Counted from one attention to the next, where most layers agree: what a
+    pass runs once may lie between any two. NaN for a single layer.
     """
     at = [i for i, n in enumerate(self.names) if n == "kCustomCall"]
     if layers < 2 or len(at) < layers:
       return math.nan, math.nan, math.nan
-    between = self.names[at[0] : at[len(at) // layers * (layers - 1)]]
-    gemms = sum("gemm" in name.lower() for name in between)
-    kernels = len(between) / (layers - 1)
-    others = len(self.names) - kernels * layers
-    return kernels, gemms / (layers - 1), others
+    starts = at[:: len(at) // layers]
+    between = [self.names[a:b] for a, b in itertools.pairwise(starts)]
+    usual = sorted(between, key=len)[(len(between) - 1) // 2]
+    gemms = sum("gemm" in name.lower() for name in usual)
+    return len(usual), gemms, len(self.names) - len(usual) * layers
 
 
 def compiled(chip: str, program: Program) -> Compiled:
