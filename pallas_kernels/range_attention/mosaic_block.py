@@ -211,8 +211,7 @@ def store(acc, log, sums, logs, out, lse, place: Place, dim: int):
       f"a row of lse should hold whole stores of {logs.shape[-1]}, got"
       f" {lse.shape[-1]}: the rest would land in the next row."
     )
-  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  logs[...] = log
+  logs[...] = log  # Free: its last store was awaited below, before `sums`.
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(logs, lse.at[place.part])
   width = sums.shape[1]

@@ -56,7 +56,7 @@ def plan(ends: Int[Array, "B rows"], sizes: Work, block: int) -> Plan:
   owner = _counted(first[None, 1:] <= item[:, None])
   rows = item - owner
   low = jnp.maximum(cut[owner], start[rows])
-  high = jnp.maximum(jnp.minimum(cut[owner + 1], start[rows + 1]), low)
+  high = jnp.minimum(cut[owner + 1], start[rows + 1])
   low, high = low - start[rows], high - start[rows]
   items = jnp.stack([rows, low, high, full[rows], limit[rows]], -1)
   head = _counted(cut[None, 1:-1] <= start[:-1, None])
