@@ -38,7 +38,7 @@ from nemodiff_jax.prompts import encode_prompt
 from nemodiff_jax.serve.engine import Engine
 
 PARTS = "job", "single", "auto", "prefix", "gap", "programs"
-_PARTS = flags.DEFINE_list("parts", PARTS, "What to measure.")
+_PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Runs of each.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts of the job.")
 Requests = Sequence[tuple[list[int], RowSettings]]

@@ -6,7 +6,7 @@ from collections import deque
 from nemodiff_jax.decode.prefill import bucket
 from nemodiff_jax.serve.request import Visit
 
-SIZES = 32, 128, 512  # Queries of a pass over a prompt; few: few programs.
+SIZES = 32, 128, 256, 512  # Queries of a pass over a prompt; few: few programs.
 _PATIENCE = 1.5  # Cycles that rows may wait for a prompt.
 _WINDOW = 9
 

@@ -42,7 +42,7 @@ from nemodiff_jax.serve.steps import (
   one_step,
 )
 
-PASSES = 8  # Of a visit, at most.
+PASSES = 16  # Of a visit, at most.
 
 _jit = functools.partial(
   jax.jit,

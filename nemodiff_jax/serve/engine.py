@@ -31,7 +31,7 @@ from nemodiff_jax.serve.flight import Flight, dispatch
 from nemodiff_jax.serve.generation import Event, Generation
 from nemodiff_jax.serve.guide import Guide
 from nemodiff_jax.serve.programs import Key
-from nemodiff_jax.serve.readout import parts, progress_of
+from nemodiff_jax.serve.readout import block_of, parts, progress_of, told
 from nemodiff_jax.serve.request import Phase, Request
 from nemodiff_jax.serve.runner import Runner
 from nemodiff_jax.serve.scheduler import Scheduler
@@ -185,7 +185,7 @@ class Engine:
 
   def step(self) -> list[Event]:
     """Dispatches the next visit, and reads the one before it."""
-    watched = any(m.request.watched for m in self._generations.values())
+    watched = any(row.watched for row in self.scheduler.held)
     self.scheduler.chunk = self._chunks.tokens(watched)
     visit = self.scheduler.plan(self._ready)
     if visit is not None:
@@ -227,9 +227,7 @@ class Engine:
 
     What would be better is compiled beside, if the time that is left pays.
     """
-    rows = [
-      g for r, g in self._generations.items() if r.phase is not Phase.WAITING
-    ]
+    rows = [self._generations[r] for r in self.scheduler.held]
     kind = (
       any(g.settings.logprobs is not None for g in rows),
       any(g.adjust is not None for g in rows),
@@ -237,26 +235,27 @@ class Engine:
     programs = self._runner.programs
     wanted = len(self._generations)
     found = ready.choose(programs, self._rows, self._sizes, count, wanted, kind)
-    left = sum(
-      g.settings.max_new_tokens - len(g.output.token_ids)
-      for g in self._generations.values()
-    )
-    if found.missing is not None and ready.pays(
-      programs, self.statistics, left
-    ):
-      programs.later(found.missing)
+    if found.missing is not None and not programs.busy:
+      left = sum(
+        g.settings.max_new_tokens - len(g.output.token_ids)
+        for g in self._generations.values()
+      )
+      if ready.pays(programs, self.statistics, left):
+        programs.later(found.missing)
     return found.rows, found.widths
 
   def _read(self, flight: Flight) -> list[Event]:
     """Copies what a visit did to the host, and hands it to its requests."""
     scored = [found for _, _, found in flight.scored]
-    begun, passed, scored = jax.device_get(
+    started, passed, scored = jax.device_get(
       (flight.begun, flight.passed, scored)
     )
+    begun = {slot: told(x) for slot, x in started.items()}
+    done = None if passed is None else told(passed)
     self._observe(flight)
     for (scores, chunk, _), found in zip(flight.scored, scored, strict=True):
       scores.add(chunk, found)
-    ran = [passed if active else None for active in flight.visit.active]
+    ran = [done if active else None for active in flight.visit.active]
     progress = [
       progress_of(begun.get(slot), part, slot) for slot, part in enumerate(ran)
     ]
@@ -275,9 +274,9 @@ class Engine:
           self.scheduler.end(request)
           break
       if made.guide is not None:
-        last, row = (begun[slot], 0) if ran[slot] is None else (passed, slot)
-        made.guide.block = last.block[row].tolist()
-        made.guide.phase = int(last.phase[row])
+        made.guide.block, made.guide.phase = block_of(
+          begun.get(slot), ran[slot], slot
+        )
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
       events.append(Event(made, tokens, output.text[len(shown) :], ended))

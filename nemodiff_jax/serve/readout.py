@@ -1,32 +1,62 @@
 """What the passes of a visit did, row by row, on the host."""
 
+import dataclasses
 from collections.abc import Iterator
 
-import jax
-
-from nemodiff_jax.decode.state import RUNNING, Emitted
+from nemodiff_jax.decode.state import RUNNING, Emitted, Picked
 from nemodiff_jax.serve.device import Passed
 from nemodiff_jax.serve.request import Progress
 
-
-def parts(
-  begun: Passed | None, passed: Passed | None, slot: int
-) -> Iterator[tuple[Emitted, int, int, int]]:
-  """The passes in which a row ran: what was emitted, its place, nfe, status."""
-  running = True
-  for part, row in ((begun, 0), (passed, slot)):
-    if part is None or not running:
-      continue
-    for i in range(int(part.count)):
-      emitted = jax.tree.map(lambda x, i=i: x[i], part.emitted)
-      status = int(part.status[i, row])
-      yield emitted, row, int(part.nfe[i, row]), status
-      running = status == RUNNING
+Part = tuple[Emitted, int, int, int]
 
 
-def progress_of(
-  begun: Passed | None, passed: Passed | None, slot: int
-) -> Progress:
+@dataclasses.dataclass(frozen=True)
+class Told:
+  """What passes did, copied to the host: `emitted` of each one by itself."""
+
+  passed: Passed
+  emitted: list[Emitted]
+
+  def row(self, row: int) -> Iterator[Part]:
+    """Of the passes in which it ran: emitted, the row, its nfe and status."""
+    nfe, status = self.passed.nfe[:, row], self.passed.status[:, row]
+    for i, emitted in enumerate(self.emitted):
+      yield emitted, row, int(nfe[i]), int(status[i])
+      if status[i] != RUNNING:
+        return
+
+
+def told(passed: Passed) -> Told:
+  """Passes by themselves; once for all rows, since it takes its time."""
+  picked, kept = passed.emitted.picked, passed.emitted
+  one = lambda x, i: None if x is None else x[i]
+  return Told(
+    passed,
+    [
+      Emitted(
+        Picked(
+          picked.token[i],
+          one(picked.logprob, i),
+          one(picked.top_ids, i),
+          one(picked.top_logprobs, i),
+        ),
+        kept.count[i],
+        kept.cycle[i],
+      )
+      for i in range(int(passed.count))
+    ],
+  )
+
+
+def parts(begun: Told | None, passed: Told | None, slot: int) -> list[Part]:
+  """What a row did in a visit: as it began, and in its passes."""
+  found = [] if begun is None else list(begun.row(0))
+  if passed is not None and (not found or found[-1][3] == RUNNING):
+    found += passed.row(slot)
+  return found
+
+
+def progress_of(begun: Told | None, passed: Told | None, slot: int) -> Progress:
   """What a visit did for the row in a slot, for the scheduler."""
   tokens, accepted, ended = [], [], False
   for emitted, row, _, status in parts(begun, passed, slot):
@@ -39,8 +69,18 @@ def progress_of(
     return Progress((), 0)
   return Progress(
     tokens=tokens,
-    length=int(last.lengths[row]),
+    length=int(last.passed.lengths[row]),
     ended=ended,
-    mid=bool(last.middle[row]),
+    mid=bool(last.passed.middle[row]),
     accepted=accepted,
   )
+
+
+def block_of(
+  begun: Told | None, passed: Told | None, slot: int
+) -> tuple[list[int], int]:
+  """The block of a row's next pass, and what that pass is."""
+  last, row = (begun, 0) if passed is None else (passed, slot)
+  if last is None:
+    return [], 0
+  return last.passed.block[row].tolist(), int(last.passed.phase[row])

@@ -62,11 +62,8 @@ def choose(
 
 
 def pays(programs: Programs, done: Statistics, left: int) -> bool:
-  """Whether `left` tokens take many times what a program takes to compile.
-
-  Never while one is being compiled.
-  """
-  if programs.busy or not done.tokens:
+  """Whether `left` tokens take many times what a program takes to compile."""
+  if not done.tokens:
     return False
   seconds = left * done.seconds / done.tokens
   return seconds > _PAYS * statistics.median(programs.seconds.values())

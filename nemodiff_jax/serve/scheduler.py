@@ -81,6 +81,11 @@ class Scheduler:
     return int(self._reading is not None)
 
   @property
+  def held(self) -> list[Request]:
+    """Rows that are read or run, those that hold pages."""
+    return [*self._slots, *filter(None, [self._reading])]
+
+  @property
   def flight(self) -> int:
     """Visits that were planned and not read."""
     return len(self._flight)
@@ -215,8 +220,7 @@ class Scheduler:
     are short, all run fewer passes; then the youngest row gives up its own.
     The oldest never does: the whole pool holds it.
     """
-    holders = [*self._slots, *filter(None, [self._reading])]
-    holders.sort(key=lambda row: row.order)
+    holders = sorted(self.held, key=lambda row: row.order)
     if sum(self._lacks(r, passes) for r in holders) > self.pool.available:
       passes = self._pace.cycle
     parks, served = [], 0
