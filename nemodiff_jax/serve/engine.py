@@ -196,11 +196,6 @@ class Engine:
       return self._read(self._flights.popleft())
     return []
 
-  def run(self) -> Iterator[Event]:
-    """Steps until nothing is left to do."""
-    while not self.idle:
-      yield from self.step()
-
   def warm_up(self, seal: bool = False) -> Iterator[Key]:
     """Compiles every program that may be needed; yields them before.
 

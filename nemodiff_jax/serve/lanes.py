@@ -124,7 +124,7 @@ class Lanes:
       map(f, engines)
     )
     return {
-      "running": total(lambda e: e.scheduler.running + e.scheduler.reading),
+      "running": total(lambda e: len(e.scheduler.held)),
       "waiting": total(lambda e: len(e.scheduler.queue)),
       "pages": pages.pages,
       "pages_used": pages.used,

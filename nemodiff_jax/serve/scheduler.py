@@ -76,11 +76,6 @@ class Scheduler:
     return len(self._slots)
 
   @property
-  def reading(self) -> int:
-    """Rows whose prompts are being read: one at a time."""
-    return int(self._reading is not None)
-
-  @property
   def held(self) -> list[Request]:
     """Rows that are read or run, those that hold pages."""
     return [*self._slots, *filter(None, [self._reading])]

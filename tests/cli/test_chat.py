@@ -1,6 +1,5 @@
 """cli.chat through a pseudo-terminal, and the cache it keeps."""
 
-import collections
 import io
 import os
 import pty
@@ -31,7 +30,8 @@ def last(items):
 
 def reply(engine, prompt, row):
   made = engine.submit(prompt, row, stream=True)
-  collections.deque(engine.run(), maxlen=0)
+  while not made.ended:
+    engine.step()
   return made
 
 

@@ -148,7 +148,7 @@ def test_requests_that_come_at_once_read_what_they_share_once():
   for row in rows:
     engine.submit(row)
   chunks = []
-  while engine.queue or engine.reading:
+  while engine.queue or len(engine.held) > engine.running:
     chunks += visit(engine, tokens=0).chunks
   read = {
     r: sum(c.stop - c.start for c in chunks if c.request is r) for r in rows
