@@ -65,7 +65,12 @@ _PARAMS = {
     "temperature top_p top_k min_p seed stop stop_token_ids ignore_eos logprobs"
     " block_length threshold steps_per_block draft_threshold mode messages"
   ).split()
-} | {"max_new_tokens": "max_tokens", "role": "messages", "each": "messages"}
+} | {
+  "max_new_tokens": "max_tokens",
+  "role": "messages",
+  "each": "messages",
+  "token": "prompt",
+}
 
 
 def openai_error(refusal: Refusal) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemodiff_jax.decode.config import RowSettings, check_prompt
-from nemodiff_jax.prompts import finish_row
+from nemodiff_jax.prompts import END_THINK, finish_row
 from nemodiff_jax.serve.contract import Adjustments, Job
 from nemodiff_jax.serve.errors import Refusal
 from nemodiff_jax.serve.served import Served
@@ -37,6 +37,8 @@ def make_jobs(
   rows = [
     dataclasses.replace(row, seed=(row.seed + i) % _SEEDS) for i in range(n)
   ]
+  for token in row.stop_token_ids:
+    _check_id(served, token, "stop_token_ids")
   ids = check_prompt(prompt, row, served.config, served.max_length)
   return [Job(ids, r, **more) for r in rows]
 
@@ -70,9 +72,22 @@ def draw_seed(given: int | None) -> int:
   return secrets.randbits(_DRAWN) if given is None else given % _SEEDS
 
 
-def finish(served: Served, row: RowSettings) -> RowSettings:
-  """The row with what it needs of the tokenizer."""
-  return finish_row(served.tokenizer, row)
+def finish(served: Served, row: RowSettings, budget: str) -> RowSettings:
+  """The row with what it needs of the tokenizer.
+
+  Raises:
+    Refusal: it has a thinking budget, by the name `budget`, and the tokenizer
+      no end of thinking.
+  """
+  tokenizer = served.tokenizer
+  knows = tokenizer is not None and tokenizer.id_of(END_THINK) is not None
+  if row.max_thinking_tokens is not None and not knows:
+    raise Refusal(
+      f"{budget} needs the token {END_THINK!r}, which this checkpoint's"
+      " tokenizer lacks.",
+      budget,
+    )
+  return finish_row(tokenizer, row)
 
 
 def room(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemodiff_jax.serve.errors import Refusal
-from nemodiff_jax.serve.matcher import Matcher
+from nemodiff_jax.serve.matcher import Matcher, pack
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 MAX_CHARS = 65536  # Of a schema, a regex, a grammar, or all choices.
@@ -74,10 +74,12 @@ class Grammars:
     import llguidance
 
     self._library = llguidance
-    self._size = size
     self._eos = list(eos_ids)
+    vocabulary = _Vocabulary(tokenizer, size, self._eos)
+    plain = set(range(size)) - {*vocabulary.special_token_ids}
+    self._plain = pack(plain | {*eos_ids}, size)
     self._tokenizer = llguidance.LLTokenizer(
-      llguidance.TokenizerWrapper(_Vocabulary(tokenizer, size, self._eos)),
+      llguidance.TokenizerWrapper(vocabulary),
       n_vocab=size,
       eos_token=self._eos,
     )
@@ -98,13 +100,19 @@ class Grammars:
       compiled = self._kept.get(spec)
     if compiled is None:
       compiled = self._compile(check_size(spec))
+      if Matcher(compiled, self._plain, self._eos, None).stuck():
+        raise Refusal(
+          f"{spec.field}: no token of this checkpoint's vocabulary can begin"
+          " what it asks for.",
+          spec.field,
+        )
     with self._lock:
       self._kept[spec] = compiled
       self._kept.move_to_end(spec)
       if len(self._kept) > _KEPT:
         self._kept.popitem(last=False)
       fresh = compiled.deep_copy()
-    return Matcher(fresh, self._size, self._eos, after)
+    return Matcher(fresh, self._plain, self._eos, after)
 
   def _compile(self, spec: Spec) -> Any:
     made = self._library.LLMatcher(

@@ -179,3 +179,34 @@ def test_what_cannot_be_followed_is_told_before_it_is_admitted(
   with pytest.raises(Refusal, match=text) as error:
     GRAMMARS.matcher(Spec("the_field", kind, source))
   assert error.value.param == "the_field" and error.value.status == 400
+
+
+class NoBraces(fakes.ByteTokenizer):
+  """A vocabulary without braces: they are an unknown token, as others are."""
+
+  def encode_rendered(self, text):
+    return [fakes.MASK if i in b"{}" else i for i in text.encode()]
+
+  def pieces(self):
+    return [None if bytes([i]) in b"{}" else bytes([i]) for i in range(256)]
+
+
+def test_what_a_vocabulary_cannot_write():
+  """Refused where nothing can begin it; else the output ends where it must."""
+  grammars = Grammars(NoBraces(), fakes.SIZE, STOPS)
+  for spec in (
+    json_spec("response_format", {"type": "object"}),
+    Spec("response_format", "regex", "[{}][a-z]+"),
+    Spec("response_format", "choice", '["{a", "}b"]'),
+  ):
+    with pytest.raises(Refusal, match="vocabulary") as e:
+      grammars.matcher(spec)
+    assert e.value.param == "response_format"
+  matcher = grammars.matcher(Spec("guided_regex", "regex", "(ab|b)\\{c"))
+  first, second, third, _ = matcher.masks(list(b"aba"))
+  assert (allowed(first), allowed(second)) == ({97, 98}, {98})
+  assert allowed(third) <= {*STOPS}
+  matcher.accept(b"a")  # A draft into the dead end has changed nothing.
+  assert allowed(matcher.masks([])[0]) == {98}
+  matcher.accept(b"b")
+  assert allowed(matcher.masks([])[0]) <= {*STOPS} and not matcher.dead

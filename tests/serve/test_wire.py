@@ -151,7 +151,7 @@ BAD = [
   ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
   ({"allowed_token_ids": [272]}, "allowed_token_ids", r"\[0, 272\)"),
   ({"allowed_token_ids": []}, "allowed_token_ids", "hold an id"),
-  ({"stop_token_ids": [300]}, None, r"\[0, 272\)"),
+  ({"stop_token_ids": [300]}, "stop_token_ids", r"\[0, 272\)"),
   ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
   ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
   ({"stream_options": {}}, "stream_options", "needs stream"),

@@ -204,8 +204,10 @@ def _limit(request: ChatRequest) -> tuple[str, int | None]:
 
 
 def _row(served: Served, request: Sampling, most: int) -> RowSettings:
-  budgets = (request.thinking_token_budget, request.max_thinking_tokens)
-  budget = budgets[1] if budgets[0] is None else budgets[0]
+  field = "thinking_token_budget"
+  budget = request.thinking_token_budget
+  if budget is None:
+    field, budget = "max_thinking_tokens", request.max_thinking_tokens
   row = RowSettings(
     max_new_tokens=most,
     temperature=request.temperature,
@@ -213,7 +215,7 @@ def _row(served: Served, request: Sampling, most: int) -> RowSettings:
     max_thinking_tokens=budget,
     **shared_settings(request),
   )
-  return finish(served, row)
+  return finish(served, row, field)
 
 
 def _lane(request: Sampling) -> Lane:

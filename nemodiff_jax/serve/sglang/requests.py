@@ -123,7 +123,7 @@ def _jobs(
   jobs = make_jobs(
     served,
     ids,
-    finish(served, row),
+    finish(served, row, "max_thinking_tokens"),
     own.n,
     score_only=most == 0,
     prompt_logprobs=(start, top or 0) if start >= 0 else None,
