@@ -42,6 +42,58 @@ def test_modes_change_at_launch_alone(model):
   assert sum(outs["linear_spec"][0].accepted) >= 19
 
 
+def test_each_prompt_may_have_settings_of_its_own(model):
+  prompts = helpers.prompts_of(model.config, (3, 9, 5))
+  own = [{"max_new_tokens": 2}, nd.RowSettings(9), {"seed": 4}]
+  common = {"temperature": 0.8, "max_new_tokens": 5, "mode": "ar"}
+  got = nd.generate(model, prompts, own, batch_size=2, **common)
+  assert [o.completion_tokens for o in got] == [2, 9, 5]
+  alone = nd.generate(model, prompts[2], **common | {"seed": 4})
+  assert got[2] == alone[0]
+  assert (
+    got[1] == nd.generate(model, prompts[1], mode="ar", max_new_tokens=9)[0]
+  )
+  with pytest.raises(nd.UserError, match="one per prompt, got 2 for 3"):
+    nd.generate(model, prompts, own[:2])
+  with pytest.raises(nd.UserError, match="unknown setting 'sed' of a prompt"):
+    nd.generate(model, prompts, [{}, {"sed": 3}, {}])
+
+
+def test_outputs_come_as_they_are_done(model):
+  prompts = helpers.prompts_of(model.config, (3, 9, 5))
+  own = [{"max_new_tokens": 40}, {"max_new_tokens": 2}, {"max_new_tokens": 3}]
+  how = {"mode": "ar", "ignore_eos": True, "batch_size": 2}
+  done = list(nd.generate_iter(model, prompts, own, **how))
+  assert [index for index, _ in done] == [1, 2, 0]
+  assert [o for _, o in sorted(done, key=lambda x: x[0])] == nd.generate(
+    model, prompts, own, **how
+  )
+
+
+def test_without_a_mode_the_text_is_that_of_ar_in_any_width(model):
+  prompts = helpers.prompts_of(model.config, (3, 9, 5))
+  how = {"max_new_tokens": 30, "temperature": 0.7, "seed": 2}
+  auto, ar = (
+    nd.generate(model, prompts, **how),
+    nd.generate(model, prompts, mode="ar", **how),
+  )
+  assert [o.token_ids for o in auto] == [o.token_ids for o in ar]
+  assert {o.mode for o in auto} == {"linear_spec"}
+  (fixed,) = nd.generate(model, prompts[0], block_length=4, **how)
+  assert fixed.mode == "linear_spec" and max(fixed.accepted) <= 4
+  for wrong in ("diffusion", "quadratic_spec"):
+    with pytest.raises(
+      nd.UserError, match=f"linear_spec, but the mode is {wrong}"
+    ):
+      nd.generate(model, prompts, mode=wrong, block_length="auto")
+  with pytest.raises(nd.UserError, match="a whole number or auto, got 'wide'"):
+    nd.generate(model, prompts, block_length="wide")
+  (named,) = nd.generate(
+    model, prompts[0], mode="ar", block_length="auto", **how
+  )
+  assert named == ar[0]  # It has no blocks.
+
+
 def test_bad_settings_are_named(model):
   with pytest.raises(nd.UserError, match="unknown setting .*blok_length"):
     nd.generate(model, [[7]], blok_length=3)

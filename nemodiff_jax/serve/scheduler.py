@@ -208,6 +208,11 @@ class Scheduler:
     positions = plan.reach(row.length, flying, block, cycle, limit)
     return max(plan.pages_of(positions, self.pool.page) - len(row.pages), 0)
 
+  def _complete(self, row: Request) -> bool:
+    """Whether the row has all the pages that it can ever need."""
+    most = plan.pages_of(row.limit(self._block), self.pool.page)
+    return len(row.pages) >= most
+
   def _grow(self, passes: int) -> tuple[list[tuple[int, Request]], int]:
     """Pages ahead of need: (slots to park, passes that have their pages).
 
@@ -274,8 +279,8 @@ class Scheduler:
   def _admit(self, passes: int) -> Request | None:
     """Gives pages to the request that is next, if there are enough.
 
-    Each row that runs could take a page more, still: who was admitted is not
-    preempted at once. A row that was preempted is known again when the visits
+    Each row that has not all of its pages could take one more, still: who was
+    admitted is not preempted at once. A row that was preempted is known again when the visits
     it took part in are read.
     """
     row = self.queue.first()
@@ -284,7 +289,8 @@ class Scheduler:
     limit = None if row.begun else row.reuse
     shared = self.pool.match(row.ids[: row.length], row.salt, limit)
     lacks = self._lacks(row, passes) - len(shared)
-    new = self.pool.allocate(lacks, shared, spare=self.running)
+    spare = sum(not self._complete(row) for row in self._slots)
+    new = self.pool.allocate(lacks, shared, spare)
     if new is None:
       return None
     self.queue.remove(row)

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nemodiff_jax as nd
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.generate import decode_ids
 from nemodiff_jax.decode.modes import MODES
 from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.cache import KVCache
+from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.cache import new_cache
 from nemodiff_jax.serve.engine import Engine
 from nemodiff_jax.text.tokenizer import load_tokenizer
@@ -235,6 +237,51 @@ def test_requests_match_the_twin(tiny, mode, count):
     done = got.output.result()
     found = done.token_ids, done.finish_reason, done.nfe, done.accepted
     assert found == tuple(want)
+
+
+def test_a_warm_up_leaves_nothing_to_compile(tiny):
+  """Whatever comes then: every size of prompt, batch and width, logprobs."""
+  draw = random.Random(17)
+  widths = Chosen(draw, WIDTHS)
+  _, engine = make_engine(tiny, "linear_spec", widths=widths)
+  keys = list(engine.warm_up(seal=True))
+  assert len(keys) == len(set(keys)) == engine.programs
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice([1, 31, 33, 130, 260, 450]) for _ in range(12)]
+  )
+  play(engine, draw, [(p, mixed(draw, i)) for i, p in enumerate(prompts)])
+  assert engine.programs == len(keys)
+  with pytest.raises(RuntimeError, match="compiled by the warm-up"):
+    engine._runner.programs.get(("read", 7))
+
+
+def test_a_larger_batch_serves_until_the_smaller_one_is_compiled():
+  kind = (False, False)
+  key = lambda rows, width: ("passes", rows, width, *kind)
+  choose = lambda have, count, wanted=9: ready.choose(
+    have, 8, (1, 16), count, wanted, kind
+  )
+  # Nothing is there: one program, for all that wait.
+  assert choose(set(), 1) == ready.Choice(8, (16,), None)
+  assert choose(set(), 1, 3) == ready.Choice(4, (16,), None)
+  assert choose({key(8, 16)}, 2) == ready.Choice(8, [16], key(2, 16))
+  both = {key(8, 16), key(2, 1)}
+  assert choose(both, 2) == ready.Choice(2, [1], key(2, 16))
+  whole = {key(r, w) for r in (1, 2, 4, 8) for w in (1, 16)}
+  assert choose(whole, 3) == ready.Choice(4, [1, 16], None)
+
+
+def test_devices_together_equal_one(tmp_path):
+  """Heads of the pool are split; slots and tables are everywhere."""
+  tiny = helpers.make_tiny(2, vocab_size=96)
+  helpers.write_checkpoint(tmp_path, tiny, lora=True)
+  prompts = helpers.prompts_of(tiny.config, (140, 3, 20))
+  how = {"max_new_tokens": 12, "mode": "linear_spec", "batch_size": 2}
+  one, two = (
+    nd.generate(nd.load(str(tmp_path), mesh=mesh), prompts, **how)
+    for mesh in (None, "tensor:2")
+  )
+  assert [o.token_ids for o in one] == [o.token_ids for o in two]
 
 
 def test_a_request_that_cannot_fit_is_refused(tiny):
