@@ -190,8 +190,8 @@ def test_widths_and_modes_that_are_not_there_are_named(running):
   with pytest.raises(openai.BadRequestError, match="8, 16, auto, got 12") as e:
     chat(running, block_length=12)
   assert e.value.param == "block_length"
-  with pytest.raises(openai.BadRequestError, match="ar, linear_spec"):
-    chat(running, mode="diffusion")
+  with pytest.raises(openai.BadRequestError, match="ar, diffusion, linear"):
+    chat(running, mode="quadratic_spec")
 
 
 @pytest.mark.parametrize("mode", ["ar", "linear_spec"])

@@ -1,16 +1,21 @@
-"""docs/serving.md names every field of a request."""
+"""docs/serving.md names every field of a request, and its examples run."""
 
+import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-pytest.importorskip("pydantic", reason="needs the extra [serve]")
+pydantic = pytest.importorskip("pydantic", reason="needs the extra [serve]")
 
 from nemodiff_jax.serve.protocol.openai import ChatRequest, CompletionRequest
 from nemodiff_jax.serve.protocol.sglang import GenerateRequest, SamplingParams
 
 DOC = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+
+NAMES = re.findall(r"^### (.+)$", DOC, re.MULTILINE)
+OTHER = "JSON, tools, reasoning"  # Not of the embedded checkpoint.
 
 
 def test_the_table_has_every_field_and_no_other():
@@ -28,6 +33,35 @@ def test_every_field_of_sglang_that_is_served_is_named():
     for name, field in kind.model_fields.items()
     if field.annotation is not type(None)
   ]
-  section = DOC.split("## SGLang")[1]
+  section = DOC.split("\n## SGLang")[1]
   for name in {*served} - {"return_hidden_states", "skip_special_tokens"}:
     assert re.search(rf"\b{name}\b", section), name
+
+
+def examples(name):
+  """The examples of a section, one after the other."""
+  section = re.split(r"^##", DOC.split(f"### {name}\n")[1], flags=re.MULTILINE)[
+    0
+  ]
+  return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_runs(name, request):
+  """On the engine, with the real clients; `ask` is that of the first one."""
+  openai = pytest.importorskip("openai", reason="needs the extra [dev]")
+  http = pytest.importorskip("httpx2", reason="needs the extra [dev]")
+  pytest.importorskip("llguidance", reason="needs the extra [serve]")
+  fixture = "bytes_server" if name == OTHER else "embedded"
+  _, url, _ = request.getfixturevalue(fixture)
+  source = examples(name)
+  assert "assert" in source
+  with openai.OpenAI(
+    base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300
+  ) as client:
+    given = {
+      "client": client, "url": url, "openai": openai, "httpx2": http,
+      "json": json, "pydantic": pydantic, "Literal": Literal,
+      "ask": [{"role": "user", "content": "What is 3 + 4?"}],
+    }  # fmt: skip
+    exec(compile(source, name, "exec"), given)
