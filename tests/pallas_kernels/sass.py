@@ -5,9 +5,14 @@ import re
 import subprocess
 from pathlib import Path
 
+# Packages, and where a tool is in them: the first that is there. Triton's
+# nvdisasm is of CUDA 12.8.
 _TOOLS = {
-  "ptxas": ("nvidia", "cu13/bin/ptxas"),
-  "nvdisasm": ("triton", "backends/nvidia/bin/nvdisasm"),
+  "ptxas": (("nvidia", "cu13/bin/ptxas"),),
+  "nvdisasm": (
+    ("nvidia", "cu13/bin/nvdisasm"),
+    ("triton", "backends/nvidia/bin/nvdisasm"),
+  ),
 }
 
 
@@ -15,6 +20,11 @@ def unavailable() -> str | None:
   """Why no code can be disassembled here; None: it can."""
   missing = [name for name in _TOOLS if _tool(name) is None]
   return f"needs {' and '.join(missing)} (the extra 'aot')" if missing else None
+
+
+def reads(target: str) -> bool:
+  """Whether code for a target can be disassembled: sm_103a not by CUDA 12.8."""
+  return target != "sm_103a" or "triton" not in _tool("nvdisasm").parts
 
 
 def branches(ptx: Path, target: str) -> dict[int, int]:
@@ -72,8 +82,9 @@ def _reached(start: int, lines: list[str], labels: dict[str, int]) -> set[int]:
 
 
 def _tool(name: str) -> Path | None:
-  package, path = _TOOLS[name]
-  spec = importlib.util.find_spec(package)
-  places = spec.submodule_search_locations if spec else None
-  found = [Path(p) / path for p in places or () if (Path(p) / path).exists()]
-  return found[0] if found else None
+  for package, path in _TOOLS[name]:
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations if spec else None) or ():
+      if (Path(place) / path).exists():
+        return Path(place) / path
+  return None
