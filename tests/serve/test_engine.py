@@ -16,6 +16,7 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.cache import new_cache
+from nemodiff_jax.serve.contract import Adjustments
 from nemodiff_jax.serve.engine import Engine
 from nemodiff_jax.text.tokenizer import load_tokenizer
 from tests import helpers, twin
@@ -237,6 +238,38 @@ def test_requests_match_the_twin(tiny, mode, count):
     done = got.output.result()
     found = done.token_ids, done.finish_reason, done.nfe, done.accepted
     assert found == tuple(want)
+
+
+@pytest.mark.parametrize("mode", ["ar", "linear_spec"])
+def test_changes_of_logits_go_where_their_row_goes(tiny, mode):
+  """Rows that are moved, preempted and put beside others that change nothing."""
+  draw = random.Random(19)
+  prompts = helpers.prompts_of(
+    tiny.config, [draw.choice([3, 20, 40]) for _ in range(9)], seed=5
+  )
+  rows = [
+    RowSettings(draw.choice([5, 300, 400]), ignore_eos=True) for _ in prompts
+  ]
+  changes = [
+    None if i % 3 == 0 else Adjustments({9: 3.0 * i}, frequency_penalty=0.2 * i)
+    for i in range(9)
+  ]
+  _, engine = make_engine(tiny, mode)
+  made = [
+    engine.submit(p, r, changes=c)
+    for p, r, c in zip(prompts, rows, changes, strict=True)
+  ]
+  while not engine.idle:
+    engine.step()
+  assert engine.scheduler.preemptions > 0
+  _, calm = make_engine(tiny, mode, pages=5)
+  for prompt, row, change, got in zip(
+    prompts, rows, changes, made, strict=True
+  ):
+    alone = calm.submit(prompt, row, changes=change)
+    while not alone.ended:
+      calm.step()
+    assert got.output.token_ids == alone.output.token_ids
 
 
 def test_a_warm_up_leaves_nothing_to_compile(tiny):
