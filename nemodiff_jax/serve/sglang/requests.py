@@ -177,10 +177,17 @@ def _prompts(
     raise Refusal("expected one of text and input_ids.", "text")
   if texts is not None:
     many = isinstance(texts, list)
-    return [text_ids(served, t) for t in (texts if many else [texts])], many
+    texts = texts if many else [texts]
+    _some("text", texts)
+    return [text_ids(served, t) for t in texts], many
   many = bool(given) and isinstance(given[0], list)
-  prompts = given if many else [given]
-  return prompts, many
+  _some("input_ids", given)
+  return (given if many else [given]), many
+
+
+def _some(name: str, given: Sequence[Any]) -> None:
+  if not given:
+    raise Refusal(f"{name} should hold at least one prompt.", name)
 
 
 def _each(name: str, given: Any, count: int) -> Sequence[Any]:
