@@ -22,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -48,7 +49,7 @@ def host(shape: str) -> None:
   """Serves a shape at a free port, until it is told to end."""
   from nemodiff_jax.serve.run import run_server
 
-  def load():
+  def load() -> tuple[Any, Any]:
     model = api.load(None) if shape == "embedded" else driven.shape_135m()
     config = decode_config(model.config, "ar")
     served, lanes = serving.open_server(
