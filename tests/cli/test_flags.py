@@ -79,13 +79,16 @@ def test_defaults_are_those_of_the_library(parse, folder, tiny):
   assert (shared.batch_size(), shared.max_length()) == (1, 1)
 
 
+ORDER = "--mode=ar", "--keep_order"  # The same lines in every run.
+
+
 def test_a_line_takes_precedence_over_the_flags(run, tmp_path):
   path = tmp_path / "in.jsonl"
   hot = {"temperature": 0.9, "seed": 4, "max_new_tokens": 7}
   write(path, [{"prompt": "w9", **hot}, {"prompt": "w9"}])
-  _, out, _ = run(f"--prompts_file={path}", "--max_new_tokens=3")
+  _, out, _ = run(f"--prompts_file={path}", "--max_new_tokens=3", *ORDER)
   own, flag = map(json.loads, out.splitlines())
-  given = ["--temperature=0.9", "--seed=4", "--max_new_tokens=7"]
+  given = ["--temperature=0.9", "--seed=4", "--max_new_tokens=7", *ORDER]
   write(path, [{"prompt": "w9"}, {"prompt": "w9", "temperature": 0.0}])
   _, out, _ = run(f"--prompts_file={path}", *given)
   hot, cold = map(json.loads, out.splitlines())
@@ -94,11 +97,12 @@ def test_a_line_takes_precedence_over_the_flags(run, tmp_path):
 
 
 def test_flags_may_be_written_with_dashes(run, job):
-  plain = run(f"--prompts_file={job}", "--max_new_tokens=3", "--nodebug")
-  dashed = run(f"--prompts-file={job}", "--max-new-tokens", "3", "--nodebug")
+  how = "--nodebug", *ORDER
+  plain = run(f"--prompts_file={job}", "--max_new_tokens=3", *how)
+  dashed = run(f"--prompts-file={job}", "--max-new-tokens", "3", *how)
   assert dashed[:2] == plain[:2] and plain[0] == 0
   chat = f"--prompts-file={job}", "--nochat", "--noenable-thinking"
-  assert run(*chat, "--max-new-tokens=3")[:2] == plain[:2]
+  assert run(*chat, "--max-new-tokens=3", *ORDER)[:2] == plain[:2]
   code, _, err = run("--max-new-toads=3")
   assert code == 2 and "max-new-toads" in err
 

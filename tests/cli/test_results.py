@@ -25,7 +25,11 @@ def serve(run, tmp_path):
     path = tmp_path / "in.jsonl"
     write(path, lines)
     code, _, err = run(
-      f"--prompts_file={path}", f"--output={out}", "--max_new_tokens=2", *flags
+      f"--prompts_file={path}",
+      f"--output={out}",
+      "--max_new_tokens=2",
+      "--mode=ar",
+      *flags,
     )
     return code, err
 

@@ -40,7 +40,14 @@ def test_defaults_of_a_run():
   assert decode_config(BIG, "diffusion", threshold=None).threshold is None
   drafts = decode_config(BIG, "linear_spec", draft_threshold=0.3)
   assert drafts.draft_threshold == 0.3
-  assert decode_config(BIG).mode == "ar"
+  assert decode_config(BIG).mode == "linear_spec"
+  assert decode_config(BIG).widths == (1, 8, 16, 32)
+  plain = dataclasses.replace(BIG, mask_id=None)
+  assert decode_config(plain).mode == "ar" and not decode_config(plain).widths
+  fixed = decode_config(BIG, block_length=16)
+  assert (fixed.mode, fixed.block_length, fixed.widths) == (
+    "linear_spec", 16, None,
+  )  # fmt: skip
 
 
 def test_defaults_of_a_row():

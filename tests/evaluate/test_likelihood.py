@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nemodiff_jax import api
+from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.evaluate import likelihood
 from nemodiff_jax.evaluate.forward import Text, read
@@ -45,7 +46,7 @@ def bigram():
   params["diffusion_head"]["kernel"] = jnp.asarray(kernel, jnp.float32)
   kept = np.where(np.arange(97) == config.mask_id, -np.inf, logits)
   table = kept - np.log(np.exp(kept).sum(1, keepdims=True))
-  weights = api.Weights(params)
+  weights = Weights(params)
   return api.Model(config, None, None, Transformer(config), weights), table
 
 
