@@ -100,3 +100,18 @@ def test_an_address_that_is_taken_is_told():
       UserError, match=f"cannot listen on 127.0.0.1, port {port}"
     ):
       run_server(lambda: None, "127.0.0.1", port, None, 1.0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_no_answer_waits_for_the_kernel_of_the_client(host):
+  """Small parts of a stream leave at once: connections have TCP_NODELAY."""
+  from nemodiff_jax.serve.run import _listen
+
+  try:
+    door = _listen(host, 0)
+  except UserError:
+    pytest.skip(f"this machine has no {host}")
+  with door, socket.create_connection(door.getsockname()[:2]):
+    connection, _ = door.accept()
+    with connection:
+      assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
