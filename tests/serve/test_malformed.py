@@ -94,3 +94,16 @@ def test_no_body_is_an_error_of_the_servers_own(url, engine):
         assert '"code":500' not in found.text.replace(" ", ""), (path, body)
     assert client.get("/health").status_code == 200
   assert min(kinds.values()) > 50 and not engine.busy()
+
+
+def test_bodies_that_once_were(url):
+  """Found by schemathesis and by the test above."""
+  named = {"type": "function", "function": {"name": "f"}}
+  for tools in (None, [], [{"type": "function", "function": {"name": "g"}}]):
+    body = GOOD["/v1/chat/completions"] | {"tools": tools, "tool_choice": named}
+    found = http.post(f"{url}/v1/chat/completions", json=body)
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] in ("tools", "tool_choice")
+  for body in ({"text": []}, {"input_ids": []}):
+    found = http.post(f"{url}/generate", json=body)
+    assert found.status_code == 400 and "at least one" in found.text

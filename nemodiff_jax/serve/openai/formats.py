@@ -100,12 +100,12 @@ def _forced_tools(request: ChatRequest) -> list[Spec]:
   """Calls that have to be made, in the form that `tools.py` reads."""
   choice = request.tool_choice
   if isinstance(choice, Choose):
-    (function,) = [
-      t.function
+    # One, or none: `tools.check` has not been here yet.
+    return [
+      json_spec("tool_choice", t.function.parameters or _OBJECT)
       for t in request.tools or ()
       if t.function.name == choice.function.name
     ]
-    return [json_spec("tool_choice", function.parameters or _OBJECT)]
   if choice != "required":
     return []
   calls = [_call(t.function) for t in request.tools or ()]
