@@ -158,7 +158,7 @@ def throughput(shape: str) -> None:
   """Ar by HTTP with 1 and 16 clients, streamed or not, and without HTTP."""
   model = api.load(None) if shape == "embedded" else driven.shape_135m()
   prompts = driven.random_prompts(model, [32] * _ROWS)
-  new = 200 if shape == "embedded" else 32
+  new = 200 if shape == "embedded" else 128
   row = RowSettings(new, ignore_eos=True)
   config = decode_config(model.config, "ar")
   engine = driven.ready(
