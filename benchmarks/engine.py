@@ -17,116 +17,35 @@ import functools
 import json
 import random
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
-from benchmarks.decode_cpu import SHAPES
+from benchmarks.engine_runs import (
+  REPEATS,
+  Requests,
+  fixed,
+  head,
+  random_prompts,
+  rates,
+  ratio,
+  ready,
+  run,
+  say,
+  shape_135m,
+  spread,
+)
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings, decode_config
-from nemodiff_jax.decode.generate import decode_ids
-from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.engines import open_engine
 from nemodiff_jax.evaluate import tasks
-from nemodiff_jax.nn.model import Transformer, init_params
 from nemodiff_jax.prompts import encode_prompt
 from nemodiff_jax.serve.engine import Engine
 
 PARTS = "job", "single", "auto", "prefix", "gap", "programs"
 _PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Runs of each.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts of the job.")
-Requests = Sequence[tuple[list[int], RowSettings]]
-
-
-def shape_135m() -> api.Model:
-  """SmolLM2-135M's shape with random weights."""
-  config = SHAPES["135M"]
-  params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-  module = Transformer(config, jnp.float32)
-  return api.Model(config, None, None, module, Weights(params))
-
-
-def say(*cells: object) -> None:
-  """A line of a Markdown table."""
-  print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def head(*cells: str) -> None:
-  """The first lines of a table."""
-  print()
-  say(*cells)
-  say(*["---"] * len(cells))
-
-
-def spread(values: Sequence[float], form: str = ".2f") -> str:
-  """Median, and the least and the largest."""
-  low, high = min(values), max(values)
-  return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
-
-
-def ready(engine: Engine) -> Engine:
-  """The engine with every program compiled."""
-  for key in engine.warm_up():
-    print("compiling", *key, file=sys.stderr, flush=True)
-  return engine
-
-
-def run(engine: Engine, requests: Requests, at_once: int | None = None) -> int:
-  """Tokens of all requests, with so many in the engine at once."""
-  engine.cache.pages.flush()
-  waiting, inside, tokens = list(requests), 0, 0
-  while waiting or inside:
-    while waiting and (at_once is None or inside < at_once):
-      engine.submit(*waiting.pop(0))
-      inside += 1
-    for event in engine.step():
-      inside -= event.ended
-      tokens += len(event.tokens)
-  return tokens
-
-
-def fixed(model: api.Model, config: DecodeConfig, prompts, rows) -> int:
-  """Tokens of batches of 16 in the compiled loop, in their order."""
-  done, size = 0, min(16, len(prompts))
-  for at in range(0, len(prompts), size):
-    part, own = prompts[at : at + size], rows[at : at + size]
-    outs = decode_ids(
-      model.module, model.weights, config, part, own, batch=size
-    )
-    done += sum(len(o.token_ids) for o in outs)
-  return done
-
-
-def rates(
-  ways: dict[str, Callable[[], int]], first: bool = True
-) -> dict[str, list[float]]:
-  """Tokens per second of each way, in runs that alternate."""
-  found: dict[str, list[float]] = {name: [] for name in ways}
-  for turn in range(_REPEATS.value + first):
-    for name, way in ways.items():
-      start = time.perf_counter()
-      tokens = way()
-      if turn >= first:  # The first compiles, and fills what learns.
-        found[name].append(tokens / (time.perf_counter() - start))
-  return found
-
-
-def ratio(found: dict[str, list[float]], ours: str, base: str) -> str:
-  """Ours by the base, run by run."""
-  pairs = zip(found[ours], found[base], strict=True)
-  return spread([a / b for a, b in pairs])
-
-
-def random_prompts(model, sizes: Sequence[int]) -> list[list[int]]:
-  """Ids that are no special ones."""
-  draw = np.random.default_rng(0)
-  return [draw.integers(5, model.config.vocab_size, n).tolist() for n in sizes]
 
 
 def job(model: api.Model) -> None:
@@ -173,7 +92,7 @@ def single(models: dict[str, api.Model]) -> None:
       }
       before = engine.statistics.visits
       found = rates(ways)
-      visits = (engine.statistics.visits - before) // (_REPEATS.value + 1)
+      visits = (engine.statistics.visits - before) // (REPEATS.value + 1)
       slow, fast = (
         row.max_new_tokens / statistics.median(found[w])
         for w in ("engine", "loop")
@@ -228,7 +147,7 @@ def prefix(model: api.Model) -> None:
     open_engine(model, config, rows=32, max_length=2100, settings=[row])
   )
   head("", "first s", "later ones s (median)", "later / first", "pages in use")
-  for turn in range(_REPEATS.value):
+  for turn in range(REPEATS.value):
     engine.cache.pages.flush()
     started, firsts, most = {}, [], 0
 
@@ -267,7 +186,7 @@ def gap(model: api.Model) -> None:
     engine = ready(
       open_engine(model, config, rows=16, max_length=4200, settings=[row])
     )
-    for _ in range(_REPEATS.value):
+    for _ in range(REPEATS.value):
       say(mode, *_gaps(engine, short, long, row))
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from benchmarks import engine as driven
+from benchmarks import engine_runs as driven
 from benchmarks.serve_clients import Tally, ask, requests
 from nemodiff_jax import api, serving
 from nemodiff_jax.decode.config import RowSettings, decode_config
@@ -39,6 +39,9 @@ _MEASURE = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Of load.")
 _CLIENTS = flags.DEFINE_integer("clients", 64, "That load the server at once.")
 _SHAPES = flags.DEFINE_list("shapes", ["embedded", "135M"], "Of throughput.")
+_NEW = flags.DEFINE_integer(
+  "new_tokens", None, "Of throughput's answers. Default: 200; 135M: 128."
+)
 _HOST = flags.DEFINE_string("host_shape", None, "Be the server, of this shape.")
 _ROWS = 16
 _GONE = 0.1  # Of the clients, while their answer comes.
@@ -158,7 +161,7 @@ def throughput(shape: str) -> None:
   """Ar by HTTP with 1 and 16 clients, streamed or not, and without HTTP."""
   model = api.load(None) if shape == "embedded" else driven.shape_135m()
   prompts = driven.random_prompts(model, [32] * _ROWS)
-  new = 200 if shape == "embedded" else 128
+  new = _NEW.value or (200 if shape == "embedded" else 128)
   row = RowSettings(new, ignore_eos=True)
   config = decode_config(model.config, "ar")
   engine = driven.ready(

@@ -45,7 +45,7 @@ def open_engine(
   Raises:
     UserError: memory leaves no page.
   """
-  length = _most(model, max_length)
+  length = longest(model, max_length)
   keep, stops = MAX_LOGPROBS, STOP_IDS
   if settings is not None:
     asked = [s.logprobs for s in settings if s.logprobs is not None]
@@ -103,7 +103,8 @@ def open_cache(
   return new_cache(model.module, pages)
 
 
-def _most(model: Model, max_length: int | None) -> int:
+def longest(model: Model, max_length: int | None) -> int:
+  """Positions of a request at most; None: as many as the model has."""
   most = model.config.max_positions
   return min(max_length or most, most)
 

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 from nemodiff_jax.decode.config import AUTO, MODES, DecodeConfig, decode_config
 from nemodiff_jax.decode.modes import MODES as KNOWN
-from nemodiff_jax.engines import MEMORY_FRACTION, open_cache, open_engine
+from nemodiff_jax.engines import (
+  MEMORY_FRACTION,
+  longest,
+  open_cache,
+  open_engine,
+)
 from nemodiff_jax.model import Model
 from nemodiff_jax.serve.lanes import Lanes, Name
 from nemodiff_jax.serve.served import Served
@@ -47,7 +52,7 @@ def open_server(
     decode_config(model.config, mode)
   offered = tuple(m for m in own if modes is None or m in (*modes, config.mode))
   block = model.config.block_size
-  length = min(max_length or block * 10**9, model.config.max_positions)
+  length = longest(model, max_length)
   cache = open_cache(model, rows, length + block, memory_fraction)
   default: Name = config.mode, AUTO if config.widths else config.slots
   widths = {m: _widths(model, m, default) for m in offered}
@@ -66,7 +71,7 @@ def open_server(
   lanes = Lanes(open_lane, cache, default, fixed)
   tokenizer = model.tokenizer
   grammars = None
-  if tokenizer is not None and "grammar" in lanes.features:
+  if tokenizer is not None:
     grammars = Grammars(
       tokenizer, model.config.vocab_size, model.config.eos_ids
     )

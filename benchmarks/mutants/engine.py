@@ -2,7 +2,7 @@
 
 import functools
 
-from benchmarks.mutants import of_library
+from benchmarks.mutants import of_library, serving
 
 _break = functools.partial(of_library, "engine")
 POOL = "tests/serve/test_pages.py"
@@ -87,7 +87,7 @@ VISIT = (
     "self._preempt(holders.pop())", "self._preempt(holders.pop(0))", ALONE,
   ),
   _break(
-    "passes in flight need no pages", "serve/scheduler.py",
+    "passes in flight need no pages", "serve/plan.py",
     "flying = row.flying + (passes", "flying = (passes", ALONE,
   ),
   _break(
@@ -285,100 +285,4 @@ CHOICE = (
     WIDTHS,
   ),
 )  # fmt: skip
-ENGINE = "tests/serve/test_engine.py"
-LANES = "tests/serve/test_lanes.py"
-DEVICE = (
-  _break(
-    "free table entries are a row's page", "serve/runner.py",
-    "visit.table(self._table, self._cache.pages.pages)",
-    "visit.table(self._table, 0)", ENGINE + " nobody_holds",
-  ),
-  _break(
-    "a visit ends inside a cycle", "serve/device.py",
-    "cycle = len(decoder.mode.phases) if decoder.block > 1 else 1", "cycle = 1",
-    ENGINE + " widths_change",
-  ),
-  _break(
-    "a parked draft of another width is verified", "serve/runner.py",
-    "    if redraft:", "    if False:", ENGINE + " widths_change",
-  ),
-  _break(
-    "rows that do not run go on", "serve/device.py",
-    "keep = active.reshape", "keep = jnp.ones_like(active).reshape",
-    ENGINE + " nobody_holds",
-  ),
-  _break(
-    "changes stay behind when rows move", "serve/runner.py",
-    "      self._adjust = slot_rows.move(self._adjust, pairs[0], pairs[1])\n",
-    "      pass\n", ENGINE + " go_where",
-  ),
-  _break(
-    "changes are forgotten with the pages", "serve/runner.py",
-    "self._put_adjust(adjust or self._neutral, slot)",
-    "self._put_adjust(self._neutral, slot)", ENGINE + " go_where",
-  ),
-  _break(
-    "a new row has the changes of the last one", "serve/runner.py",
-    "      self._put_adjust(self._neutral, slot)\n", "      pass\n",
-    ENGINE + " go_where",
-  ),
-  _break(
-    "rows with all their pages are spared some", "serve/scheduler.py",
-    "return len(row.pages) >= most", "return False",
-    "tests/test_api.py as_they_are_done",
-  ),
-)  # fmt: skip
-CHANGES = (
-  _break(
-    "drafts before a slot do not count", "decode/adjust.py",
-    "if before is not None and before.shape[1] > 1:", "if False:",
-    LANES + " plain_ar",
-  ),
-  _break(
-    "the first token of a block counts twice", "decode/adjust.py",
-    ".at[:, 0].set(False)", "", LANES + " plain_ar",
-  ),
-  _break(
-    "repetition is rewarded below 0", "decode/adjust.py",
-    "logits / factor, logits * factor", "logits / factor, logits / factor",
-    LANES + " plain_ar",
-  ),
-  _break(
-    "a row may end a token late", "decode/adjust.py",
-    "positions[..., None] < column(adjust.free_at)",
-    "positions[..., None] <= column(adjust.free_at)", LANES + " plain_ar",
-  ),
-  _break(
-    "the prompt is no repetition", "serve/adjusting.py",
-    "held[list(prompt)] = True", "pass", LANES + " plain_ar",
-  ),
-  _break(
-    "what was said is not counted", "decode/adjust.py",
-    "adjust.counts.at[row, tokens].add(new)", "adjust.counts",
-    LANES + " plain_ar",
-  ),
-  _break(
-    "a row runs on without the host", "serve/steps.py",
-    "waits = guides.once & (i > 0)", "waits = guides.once & (i > 99)",
-    LANES + " grammar_gives",
-  ),
-  _break(
-    "the first token is free of the grammar", "serve/guiding.py",
-    "mask[0, 0] = guide.masks([])[0]", "pass", LANES + " grammar",
-  ),
-  _break(
-    "a prediction is lost at the first mistake", "serve/guide.py",
-    "self._at = min(later or places)", "self._at = None",
-    LANES + " prediction",
-  ),
-  _break(
-    "scores stand a token early", "serve/scores.py",
-    "at = chunk.start + i + 1", "at = chunk.start + i", LANES + " scores",
-  ),
-  _break(
-    "scores are found in the prefix cache", "serve/engine.py",
-    "reuse=None if scores is None else max(scores[0] - 1, 0),", "",
-    LANES + " scores",
-  ),
-)  # fmt: skip
-MUTATIONS = (*PAGES, *VISIT, *CHOICE, *DEVICE, *CHANGES)
+MUTATIONS = (*PAGES, *VISIT, *CHOICE, *serving.MUTATIONS)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from nemodiff_jax.decode import modes
+from nemodiff_jax.decode.checks import check_passes, number, whole
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.text.stream import check_stops
@@ -44,8 +45,8 @@ class DecodeConfig:
   def __post_init__(self):
     if self.mode not in MODES:
       raise UserError(f"mode should be one of {MODES}, got {self.mode!r}.")
-    _whole("block_length", self.block_length, 1)
-    _check_passes(self.threshold, self.steps_per_block, self.draft_threshold)
+    whole("block_length", self.block_length, 1)
+    check_passes(self.threshold, self.steps_per_block, self.draft_threshold)
 
   @property
   def slots(self) -> int:
@@ -152,14 +153,14 @@ class RowSettings:
 
   def __post_init__(self):
     threshold = None if self.threshold == "run" else self.threshold
-    _check_passes(threshold, self.steps_per_block, self.draft_threshold or 0)
-    _whole("max_new_tokens", self.max_new_tokens, 1)
-    _whole("top_k", self.top_k, 0)
-    _whole("seed", self.seed, 0)
+    check_passes(threshold, self.steps_per_block, self.draft_threshold or 0)
+    whole("max_new_tokens", self.max_new_tokens, 1)
+    whole("top_k", self.top_k, 0)
+    whole("seed", self.seed, 0)
     if self.seed >= 2**64:
       raise UserError(f"seed should be below 2**64, got {self.seed}.")
     for name in ("temperature", "top_p", "min_p"):
-      _number(name, getattr(self, name))
+      number(name, getattr(self, name))
     if not 0 <= self.temperature <= MAX_TEMPERATURE:
       raise UserError(
         f"temperature should be 0 or positive, at most {MAX_TEMPERATURE}, got"
@@ -181,7 +182,7 @@ class RowSettings:
         f" {self.stop_token_ids!r}."
       )
     for token in self.stop_token_ids:
-      _whole("each of stop_token_ids", token, 0)
+      whole("each of stop_token_ids", token, 0)
     object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
     object.__setattr__(self, "stop", check_stops(self.stop))
     for name in (
@@ -191,7 +192,7 @@ class RowSettings:
       "start_think_token_id",
     ):
       if getattr(self, name) is not None:
-        _whole(name, getattr(self, name), 0)
+        whole(name, getattr(self, name), 0)
     if (self.max_thinking_tokens or 0) > MAX_POSITIONS:
       raise UserError(
         f"max_thinking_tokens should be at most {MAX_POSITIONS}, got"
@@ -290,34 +291,3 @@ def check_prompt(
       "too_long",
     )
   return ids
-
-
-def _check_passes(
-  threshold: float | None, steps: int | None, drafts: float
-) -> None:
-  """Raises a UserError if one of them is out of range."""
-  if threshold is not None:
-    _number("threshold", threshold)
-    if not 0 < threshold <= 1:
-      raise UserError(
-        f"threshold should lie in (0, 1] or be none, got {threshold}."
-      )
-  if steps is not None:
-    _whole("steps_per_block", steps, 1)
-  _number("draft_threshold", drafts)
-  if not 0 <= drafts <= 1:
-    raise UserError(f"draft_threshold should lie in [0, 1], got {drafts}.")
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value < least:
-    raise UserError(
-      f"{name} should be a whole number of at least {least}, got {value!r}."
-    )
-
-
-def _number(name: str, value: Any) -> None:
-  if not isinstance(value, (int, float)) or isinstance(value, bool):
-    raise UserError(f"{name} should be a number, got {value!r}.")
-  if value != value:
-    raise UserError(f"{name} should be a number, got NaN.")

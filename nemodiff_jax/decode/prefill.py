@@ -7,12 +7,16 @@ lies before a row's first token is padding that sees and writes nothing.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Int
 
+from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.state import (
   Decoder,
   DecodeState,
@@ -28,6 +32,23 @@ from pallas_kernels.range_attention import PAGE
 
 MAX_QUERIES = 512
 _MIN_QUERIES = 16
+
+
+@struct.dataclass
+class Queries:
+  """Tokens of prompts that one pass reads, as `aligned` places them.
+
+  Attributes:
+    table: [B, M] the pages of each row.
+    tokens: [B, T].
+    positions: [B, T]; -1 is padding.
+    lengths: [B] of the prompts, as far as they are read behind the pass.
+  """
+
+  table: Int[Array, "B M"]
+  tokens: Int[Array, "B T"]
+  positions: Int[Array, "B T"]
+  lengths: Int[Array, "B"]
 
 
 def prefill(
@@ -57,31 +78,23 @@ def prefill(
     aligned(p, 0, chunks * width, masks, decoder.mask_id) for p in prompts
   ]
   tokens, positions = (np.stack(x) for x in zip(*read, strict=True))
-  lengths = np.array([len(p) for p in prompts], np.int32)
+  lengths: Any = np.array([len(p) for p in prompts], np.int32)
   module = decoder.module
   table = own_pages(len(prompts), capacity)
   cache = init_cache(module.config, table.size, module.dtype, module.mesh)
-  for start in range(0, (chunks - 1) * width, width):
-    part = slice(start, start + width)
-    cache = _extend(
-      decoder, weights, cache, table, tokens[:, part], positions[:, part],
-      lengths,
-    )  # fmt: skip
-  return _begin(
-    decoder,
-    weights,
-    cache,
-    table,
-    tokens[:, -width:],
-    positions[:, -width:],
-    lengths,
-    rows,
-  )
+  cut: Any = lambda x, at: x[:, at : at + width]
+  parts = [
+    Queries(table, cut(tokens, at), cut(positions, at), lengths)
+    for at in range(0, chunks * width, width)
+  ]
+  for part in parts[:-1]:
+    cache = _extend(decoder, weights, cache, part)
+  return _begin(decoder, weights, cache, parts[-1], rows)
 
 
 def aligned(
   ids: Sequence[int], start: int, size: int, masks: int, mask_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, Any]:
   """The queries of a pass that ends with `ids`, and masks behind them.
 
   Args:
@@ -115,41 +128,50 @@ def bucket(size: int, least: int) -> int:
 
 
 def prompt_pass(
-  decoder: Decoder,
-  weights: Weights,
-  cache: KVCache,
-  table: Int[Array, "B M"],
-  tokens: Int[Array, "B T"],
-  positions: Int[Array, "B T"],
-  lengths: Int[Array, "B"],
+  decoder: Decoder, weights: Weights, cache: KVCache, queries: Queries
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-  """Hidden states of queries from `aligned`: prompts are causal.
+  """Hidden states of queries: prompts are causal.
 
   Masks behind a prompt (positions from lengths[b] on) see it and all of each
   other; padding sees and writes nothing.
   """
   masks = decoder.mode.masks(decoder.block)
-  size = lengths[:, None]
+  positions, size = queries.positions, queries.lengths[:, None]
   seen = jnp.where(positions < size, positions + 1, size + masks)
   inside = positions >= 0
   where = CachedPass(
     positions=jnp.maximum(positions, 0),
-    slots=jnp.where(inside, positions, table.shape[1] * PAGE),
+    slots=jnp.where(inside, positions, queries.table.shape[1] * PAGE),
     k_end=jnp.where(inside, seen, 0),
-    table=table,
+    table=queries.table,
     attention=decoder.attention,
   )
-  return cached_pass(decoder.module, weights.params, tokens, where, cache)
+  return cached_pass(
+    decoder.module, weights.params, queries.tokens, where, cache
+  )
 
 
-def first_hidden(
-  decoder: Decoder, hidden: Float[Array, "B T D"]
-) -> Float[Array, "B n D"]:
-  """What a mode begins with, of the last queries of a prompt."""
+def begin_rows(
+  decoder: Decoder,
+  weights: Weights,
+  cache: KVCache,
+  queries: Queries,
+  rows: Rows,
+  adjust: Adjust | None = None,
+) -> tuple[DecodeState, Emitted]:
+  """Reads the last queries of prompts, and starts the mode.
+
+  `adjust` is how the rows change their logits; None: not at all.
+  """
+  hidden, cache = prompt_pass(decoder, weights, cache, queries)
+  state = new_state(decoder, cache, queries.table, rows, queries.lengths)
+  first = hidden[:, -1:]
   if decoder.mode.prefill_masks:  # [last prompt token, C masks].
     tail = hidden[:, -decoder.block - 1 :]
-    return jnp.concatenate([tail[:, :1], tail[:, 2:]], 1)
-  return hidden[:, -1:]
+    first = jnp.concatenate([tail[:, :1], tail[:, 2:]], 1)
+  return decoder.mode.begin(
+    decoder, weights, replace(state, adjust=adjust), first
+  )
 
 
 _jit = functools.partial(
@@ -159,33 +181,9 @@ _jit = functools.partial(
 
 @_jit
 def _extend(
-  decoder: Decoder,
-  weights: Weights,
-  cache: KVCache,
-  table: Int[Array, "B M"],
-  tokens: Int[Array, "B T"],
-  positions: Int[Array, "B T"],
-  lengths: Int[Array, "B"],
+  decoder: Decoder, weights: Weights, cache: KVCache, queries: Queries
 ) -> KVCache:
-  return prompt_pass(
-    decoder, weights, cache, table, tokens, positions, lengths
-  )[1]
+  return prompt_pass(decoder, weights, cache, queries)[1]
 
 
-@_jit
-def _begin(
-  decoder: Decoder,
-  weights: Weights,
-  cache: KVCache,
-  table: Int[Array, "B M"],
-  tokens: Int[Array, "B T"],
-  positions: Int[Array, "B T"],
-  lengths: Int[Array, "B"],
-  rows: Rows,
-) -> tuple[DecodeState, Emitted]:
-  hidden, cache = prompt_pass(
-    decoder, weights, cache, table, tokens, positions, lengths
-  )
-  state = new_state(decoder, cache, table, rows, lengths)
-  first = first_hidden(decoder, hidden)
-  return decoder.mode.begin(decoder, weights, state, first)
+_begin = _jit(begin_rows)

@@ -33,13 +33,14 @@ def main() -> None:
     "transformers": transformers.__version__,
   }
   print(json.dumps(versions), flush=True)
+  pad = model.config.vocab_size - 1  # No row ends early: it never shows.
   for line in sys.stdin:
     job = json.loads(line)
     prompt = torch.tensor(job["prompts"])
     how = dict(max_new_tokens=job["tokens"], min_new_tokens=job["tokens"])
     start = time.perf_counter()
     with torch.no_grad():
-      out = model.generate(prompt, do_sample=False, pad_token_id=0, **how)
+      out = model.generate(prompt, do_sample=False, pad_token_id=pad, **how)
     seconds = time.perf_counter() - start
     ids = out[:, prompt.shape[1] :].tolist()
     print(json.dumps({"seconds": seconds, "ids": ids}), flush=True)

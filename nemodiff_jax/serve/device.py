@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from nemodiff_jax.decode.adjust import Adjust
-from nemodiff_jax.decode.prefill import first_hidden, prompt_pass
+from nemodiff_jax.decode.prefill import Queries, begin_rows, prompt_pass
 from nemodiff_jax.decode.sampling import with_logprobs
 from nemodiff_jax.decode.state import (
   FULL,
@@ -26,7 +26,6 @@ from nemodiff_jax.decode.state import (
   Picked,
   Rows,
   Weights,
-  new_state,
   unpicked,
 )
 from nemodiff_jax.nn import xla
@@ -166,15 +165,10 @@ def read_chunk(
   decoder: Decoder,
   weights: Weights,
   pool: KVCache,
-  table: Int[Array, "1 M"],
-  tokens: Int[Array, "1 T"],
-  positions: Int[Array, "1 T"],
-  length: Int[Array, "1"],
+  queries: Queries,
 ) -> KVCache:
   """Reads tokens of one row into its pages; see `prefill.prompt_pass`."""
-  _, pool = prompt_pass(
-    decoder, weights, pool, table, tokens, positions, length
-  )
+  _, pool = prompt_pass(decoder, weights, pool, queries)
   return settle(decoder, pool, HEADS)
 
 
@@ -183,16 +177,11 @@ def score_chunk(
   decoder: Decoder,
   weights: Weights,
   pool: KVCache,
-  table: Int[Array, "1 M"],
-  tokens: Int[Array, "1 T"],
-  positions: Int[Array, "1 T"],
-  length: Int[Array, "1"],
+  queries: Queries,
   following: Int[Array, "1 T"],
 ) -> tuple[KVCache, Picked]:
   """As `read_chunk`; and how likely the following token of each is."""
-  hidden, pool = prompt_pass(
-    decoder, weights, pool, table, tokens, positions, length
-  )
+  hidden, pool = prompt_pass(decoder, weights, pool, queries)
   logits = head(decoder.module, weights.params, hidden)
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None]
   logits = jnp.where(ids == decoder.mask_id, -jnp.inf, logits)
@@ -205,10 +194,7 @@ def begin(
   weights: Weights,
   pool: KVCache,
   slots: DecodeState,
-  table: Int[Array, "1 M"],
-  tokens: Int[Array, "1 T"],
-  positions: Int[Array, "1 T"],
-  length: Int[Array, "1"],
+  queries: Queries,
   rows: Rows,
   slot: Int[Array, ""],
   adjust: Adjust | None = None,
@@ -219,13 +205,9 @@ def begin(
   `own` is how the row changes its logits, [1], with a mask for the first one;
   it is put among those of all slots, `adjust`, which are donated.
   """
-  hidden, pool = prompt_pass(
-    decoder, weights, pool, table, tokens, positions, length
+  state, emitted = counted(
+    begin_rows(decoder, weights, pool, queries, rows, own)
   )
-  state = new_state(decoder, pool, table, rows, length)
-  state = replace(state, adjust=own)
-  first = first_hidden(decoder, hidden)
-  state, emitted = counted(decoder.mode.begin(decoder, weights, state, first))
   emitted, nfe, status = jax.tree.map(
     lambda x: x[None], _record(state, emitted)
   )

@@ -10,16 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import jax
 
-from nemodiff_jax.decode.config import (
-  DecodeConfig,
-  RowSettings,
-  check_mode,
-)
+from nemodiff_jax.decode.config import DecodeConfig, RowSettings, check_mode
 from nemodiff_jax.decode.results import RowOutput
-from nemodiff_jax.decode.state import (
-  Decoder,
-  Weights,
-)
+from nemodiff_jax.decode.state import Decoder, Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.adjusting import adjust_row
@@ -31,7 +24,7 @@ from nemodiff_jax.serve.flight import Flight, dispatch
 from nemodiff_jax.serve.generation import Event, Generation
 from nemodiff_jax.serve.guide import Guide
 from nemodiff_jax.serve.programs import Key
-from nemodiff_jax.serve.readout import block_of, parts, progress_of, told
+from nemodiff_jax.serve.readout import last_of, parts, progress_of, told
 from nemodiff_jax.serve.request import Phase, Request
 from nemodiff_jax.serve.runner import Runner
 from nemodiff_jax.serve.scheduler import Scheduler
@@ -183,6 +176,11 @@ class Engine:
     """Whether there is nothing to do or to read."""
     return not (self._generations or self._flights)
 
+  @property
+  def flying(self) -> int:
+    """Visits that were dispatched and not read."""
+    return len(self._flights)
+
   def step(self) -> list[Event]:
     """Dispatches the next visit, and reads the one before it."""
     watched = any(row.watched for row in self.scheduler.held)
@@ -251,27 +249,16 @@ class Engine:
     for (scores, chunk, _), found in zip(flight.scored, scored, strict=True):
       scores.add(chunk, found)
     ran = [done if active else None for active in flight.visit.active]
-    progress = [
-      progress_of(begun.get(slot), part, slot) for slot, part in enumerate(ran)
-    ]
+    did = [parts(begun.get(i), x, i) for i, x in enumerate(ran)]
+    last = [last_of(begun.get(i), x, i) for i, x in enumerate(ran)]
+    progress = [progress_of(*x) for x in zip(did, last, strict=True)]
     events, ends = [], self._decoder.module.config.eos_ids
     for slot, request in self.scheduler.read(flight.visit, progress):
       made = self._generations[request]
       output, shown = made.output, made.output.text
       before = len(output.token_ids)
-      for part in parts(begun.get(slot), ran[slot], slot):
-        said = len(output.token_ids)
-        hit = output.add(*part)
-        if made.guide is not None:
-          cycle = int(part[0].cycle[part[1]])
-          hit |= made.follow(output.token_ids[said:], cycle, ends)
-        if hit:
-          self.scheduler.end(request)
-          break
-      if made.guide is not None:
-        made.guide.block, made.guide.phase = block_of(
-          begun.get(slot), ran[slot], slot
-        )
+      if made.take(did[slot], last[slot], ends):
+        self.scheduler.end(request)
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
       events.append(Event(made, tokens, output.text[len(shown) :], ended))

@@ -1,13 +1,15 @@
 """A request of an engine, its output as it grows, and what is told of it."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.config import RowSettings
 from nemodiff_jax.decode.results import RowOutput
 from nemodiff_jax.decode.state import RUNNING, STOPPED
+from nemodiff_jax.serve.device import Passed
 from nemodiff_jax.serve.guide import Guide
+from nemodiff_jax.serve.readout import Part, block_of
 from nemodiff_jax.serve.request import Request
 from nemodiff_jax.serve.runner import Parked
 from nemodiff_jax.serve.scores import PromptScores
@@ -39,17 +41,40 @@ class Generation:
   guide: Guide | None = None
   scores: PromptScores | None = None
 
-  def follow(
-    self, tokens: list[int], cycle: int, ends: Collection[int]
+  def take(
+    self,
+    did: Sequence[Part],
+    last: tuple[Passed, int] | None,
+    ends: Collection[int],
   ) -> bool:
-    """Tells the guide of new tokens; whether its grammar is at its end.
+    """Takes what a visit did for the row; True: the host has ended it.
 
-    `ends` are the model's EOS ids: with ignore_eos the row would run on,
-    though nothing can follow.
+    Args:
+      did: from `readout.parts`.
+      last: from `readout.last_of`.
+      ends: the model's EOS ids.
     """
-    guide, output = self.guide, self.output
-    if guide is None:
-      return False
+    for part in did:
+      said = len(self.output.token_ids)
+      hit = self.output.add(*part)
+      if self.guide is not None:
+        cycle = int(part[0].cycle[part[1]])
+        hit |= self._follow(self.guide, said, cycle, ends)
+      if hit:
+        return True
+    if self.guide is not None:
+      self.guide.block, self.guide.phase = block_of(last)
+    return False
+
+  def _follow(
+    self, guide: Guide, said: int, cycle: int, ends: Collection[int]
+  ) -> bool:
+    """Tells the guide of tokens from `said` on; whether its grammar has ended.
+
+    With ignore_eos the row would run on, though nothing can follow.
+    """
+    output = self.output
+    tokens = output.token_ids[said:]
     guide.accept(tokens, cycle)
     last = tokens[-1] if tokens else None
     if guide.closed and last in ends and output.status == RUNNING:

@@ -71,10 +71,12 @@ class Guide:
     found = np.tile(self._free, (len(draft) + 1, 1))
     if self._grammar is not None:
       found = np.array(self._grammar.masks(draft), np.int32)
+    before = self._said[-max(map(len, self._words), default=1) :]
+    context = [*before, *draft]  # Of slot i, what lies before it.
     for slot in range(len(draft) + 1) if self._words else ():
-      context = [*self._said, *draft[:slot]]
+      end = len(before) + slot
       for word in self._words:
-        if tuple(context[1 - len(word) :]) == word[:-1]:
+        if tuple(context[max(end + 1 - len(word), 0) : end]) == word[:-1]:
           index, bit = divmod(word[-1], 32)
           keep = ~np.array(1 << bit, np.uint32)
           found[slot, index] &= keep.astype(np.int32)

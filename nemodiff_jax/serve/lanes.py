@@ -88,15 +88,20 @@ class Lanes:
     return request
 
   def step(self) -> list[Event]:
-    """One visit of the lane that has had the least time."""
+    """One visit, of the lane that has had the least time and can do something.
+
+    A lane can do nothing while others hold the pages that its requests need.
+    """
     lanes = [lane for lane in self._lanes.values() if not lane.engine.idle]
-    if not lanes:
-      return []
-    lane = min(lanes, key=lambda lane: lane.seconds)
-    start = time.perf_counter()
-    events = lane.engine.step()
-    lane.seconds += time.perf_counter() - start
-    return [self._event(lane, event) for event in events]
+    events = []
+    for lane in sorted(lanes, key=lambda lane: lane.seconds):
+      start = time.perf_counter()
+      told = lane.engine.step()
+      lane.seconds += time.perf_counter() - start
+      events += [self._event(lane, event) for event in told]
+      if lane.engine.flying:
+        break
+    return events
 
   def busy(self) -> bool:
     """Whether a step would do anything."""

@@ -1,5 +1,7 @@
 """Sizes of a visit: batch sizes, pages ahead of need. Pure functions."""
 
+from nemodiff_jax.serve.request import Request
+
 
 def buckets(rows: int) -> tuple[int, ...]:
   """Batch sizes that passes are compiled for: 1, 2, 4, 8, ... and `rows`."""
@@ -30,3 +32,18 @@ def reach(length: int, passes: int, block: int, cycle: int, limit: int) -> int:
 def pages_of(positions: int, page: int) -> int:
   """Pages that hold so many positions."""
   return -(-positions // page)
+
+
+def lacks(row: Request, passes: int, block: int, cycle: int, page: int) -> int:
+  """Pages that a row needs besides its own, for so many passes more.
+
+  Args:
+    row: that is read or runs.
+    passes: that are planned next; they count if the row takes part.
+    block: C.
+    cycle: passes of the shortest cycle.
+    page: positions of a page.
+  """
+  flying = row.flying + (passes if row.runs else 0)
+  positions = reach(row.length, flying, block, cycle, row.limit(block))
+  return max(pages_of(positions, page) - len(row.pages), 0)

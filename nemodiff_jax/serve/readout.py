@@ -1,7 +1,7 @@
 """What the passes of a visit did, row by row, on the host."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nemodiff_jax.decode.state import RUNNING, Emitted, Picked
 from nemodiff_jax.serve.device import Passed
@@ -56,31 +56,40 @@ def parts(begun: Told | None, passed: Told | None, slot: int) -> list[Part]:
   return found
 
 
-def progress_of(begun: Told | None, passed: Told | None, slot: int) -> Progress:
-  """What a visit did for the row in a slot, for the scheduler."""
+def last_of(
+  begun: Told | None, passed: Told | None, slot: int
+) -> tuple[Passed, int] | None:
+  """Where a row's state behind the visit is told; None: nothing was done."""
+  if passed is not None:
+    return passed.passed, slot
+  return None if begun is None else (begun.passed, 0)
+
+
+def progress_of(
+  did: Sequence[Part], last: tuple[Passed, int] | None
+) -> Progress:
+  """What a visit did for a row, for the scheduler."""
+  if last is None:
+    return Progress((), 0)
   tokens, accepted, ended = [], [], False
-  for emitted, row, _, status in parts(begun, passed, slot):
+  for emitted, row, _, status in did:
     ended = status != RUNNING
     tokens += emitted.picked.token[row, : emitted.count[row]].tolist()
     if emitted.cycle[row]:
       accepted.append(int(emitted.cycle[row]))
-  last, row = (begun, 0) if passed is None else (passed, slot)
-  if last is None:
-    return Progress((), 0)
+  passed, row = last
   return Progress(
     tokens=tokens,
-    length=int(last.passed.lengths[row]),
+    length=int(passed.lengths[row]),
     ended=ended,
-    mid=bool(last.passed.middle[row]),
+    mid=bool(passed.middle[row]),
     accepted=accepted,
   )
 
 
-def block_of(
-  begun: Told | None, passed: Told | None, slot: int
-) -> tuple[list[int], int]:
+def block_of(last: tuple[Passed, int] | None) -> tuple[list[int], int]:
   """The block of a row's next pass, and what that pass is."""
-  last, row = (begun, 0) if passed is None else (passed, slot)
   if last is None:
     return [], 0
-  return last.passed.block[row].tolist(), int(last.passed.phase[row])
+  passed, row = last
+  return passed.block[row].tolist(), int(passed.phase[row])

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.prefill import aligned
+from nemodiff_jax.decode.prefill import Queries, aligned
 from nemodiff_jax.decode.rows import make_rows
 from nemodiff_jax.decode.state import (
   Decoder,
@@ -98,7 +98,7 @@ class Runner:
     program = self.programs.get(("read", size))
     cache = self._cache
     cache.arrays = program(
-      self._weights, cache.arrays, *self._prompt(chunk, size, 0)
+      self._weights, cache.arrays, self._queries(chunk, size, 0)
     )
 
   def score(self, chunk: Chunk) -> Picked:
@@ -116,7 +116,7 @@ class Runner:
     self._cache.arrays, scored = program(
       self._weights,
       self._cache.arrays,
-      *self._prompt(chunk, size, 0),
+      self._queries(chunk, size, 0),
       following,
     )
     return scored
@@ -144,7 +144,7 @@ class Runner:
       self._weights,
       self._cache.arrays,
       self._slots,
-      *self._prompt(chunk, size, self._masks),
+      self._queries(chunk, size, self._masks),
       self._settings(row, chunk.request.prompt),
       np.int32(slot),
       *changes,
@@ -229,13 +229,15 @@ class Runner:
     """A program ready to compile; it may be asked for by another thread."""
     name, size, *more = key
     pool, slots = self._shapes
-    zeros = lambda *shape: np.zeros(shape, np.int32)
-    prompt = zeros(1, self._table), zeros(1, size), zeros(1, size), zeros(1)
+    zeros: Any = lambda *shape: np.zeros(shape, np.int32)
+    prompt = Queries(
+      zeros(1, self._table), zeros(1, size), zeros(1, size), zeros(1)
+    )
     if name == "read":
-      return device.read_chunk.lower(self._plain, self._weights, pool, *prompt)
+      return device.read_chunk.lower(self._plain, self._weights, pool, prompt)
     if name == "score":
       return device.score_chunk.lower(
-        self._decoder, self._weights, pool, *prompt, zeros(1, size)
+        self._decoder, self._weights, pool, prompt, zeros(1, size)
       )
     *width, keep, adjusted = more
     decoder = self._decoder if keep else self._plain
@@ -247,7 +249,7 @@ class Runner:
         own = replace(self._neutral, mask=first_mask(decoder, None))
         changes = *changes, own
       return device.begin.lower(
-        decoder, self._weights, pool, slots, *prompt, self._empty, np.int32(0),
+        decoder, self._weights, pool, slots, prompt, self._empty, np.int32(0),
         *changes,
       )  # fmt: skip
     (block,) = width
@@ -268,16 +270,16 @@ class Runner:
     config = self._decoder.module.config
     return make_rows(config, self._config, [row], [prompt], self._stop_ids)
 
-  def _prompt(self, chunk: Chunk, size: int, masks: int):
-    """Table, tokens, positions and length that a pass over a chunk takes."""
-    table = np.full((1, self._table), self._cache.pages.pages, np.int32)
+  def _queries(self, chunk: Chunk, size: int, masks: int) -> Queries:
+    """What a pass over a chunk takes."""
+    table: Any = np.full((1, self._table), self._cache.pages.pages, np.int32)
     table[0, : len(chunk.pages)] = chunk.pages
     ids = chunk.request.ids[chunk.start : chunk.stop]
     tokens, positions = aligned(
       ids, chunk.start, size, masks, self._decoder.mask_id
     )
-    length = np.array([chunk.stop], np.int32)
-    return table, tokens[None], positions[None], length
+    length: Any = np.array([chunk.stop], np.int32)
+    return Queries(table, tokens[None], positions[None], length)
 
 
 def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:

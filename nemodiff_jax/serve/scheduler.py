@@ -178,10 +178,10 @@ class Scheduler:
     if not self._flight or self._flight[0] is not visit:
       raise ValueError("visits should be read in the order of their plans.")
     self._flight.popleft()
-    counting = []
+    counting, begun = [], visit.begun
     for slot, row in enumerate(visit.rows):
       ran = visit.active[slot]
-      if not ran and not (slot in visit.begun and not row.ahead):
+      if not ran and not (slot in begun and not row.ahead):
         continue
       row.flying -= visit.passes if ran else 1
       if row.phase is Phase.ENDED:
@@ -202,16 +202,9 @@ class Scheduler:
 
   def _lacks(self, row: Request, passes: int) -> int:
     """Pages that the row needs besides its own, for so many passes more."""
-    flying = row.flying + (passes if row.runs else 0)
-    block, limit = self._block, row.limit(self._block)
-    cycle = self._pace.cycle
-    positions = plan.reach(row.length, flying, block, cycle, limit)
-    return max(plan.pages_of(positions, self.pool.page) - len(row.pages), 0)
-
-  def _complete(self, row: Request) -> bool:
-    """Whether the row has all the pages that it can ever need."""
-    most = plan.pages_of(row.limit(self._block), self.pool.page)
-    return len(row.pages) >= most
+    return plan.lacks(
+      row, passes, self._block, self._pace.cycle, self.pool.page
+    )
 
   def _grow(self, passes: int) -> tuple[list[tuple[int, Request]], int]:
     """Pages ahead of need: (slots to park, passes that have their pages).
@@ -289,7 +282,8 @@ class Scheduler:
     limit = None if row.begun else row.reuse
     shared = self.pool.match(row.ids[: row.length], row.salt, limit)
     lacks = self._lacks(row, passes) - len(shared)
-    spare = sum(not self._complete(row) for row in self._slots)
+    most = lambda r: plan.pages_of(r.limit(self._block), self.pool.page)
+    spare = sum(len(r.pages) < most(r) for r in self._slots)
     new = self.pool.allocate(lacks, shared, spare)
     if new is None:
       return None

@@ -1,10 +1,8 @@
 """What an engine has done so far, in numbers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-  from nemodiff_jax.serve.engine import Generation
+from nemodiff_jax.serve.generation import Generation
 
 
 class Statistics:
@@ -49,7 +47,7 @@ class Statistics:
       for slot in range(count):
         self.slots[slot] += 1
 
-  def end(self, made: "Generation") -> None:
+  def end(self, made: Generation) -> None:
     """Counts a request that has ended."""
     self.requests += 1
     self.prompt_tokens += len(made.request.prompt)

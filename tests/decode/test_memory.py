@@ -41,10 +41,7 @@ def compiled_bytes(decoder, weights, state, log, prompt):
     decoder,
     weights,
     state.cache,
-    state.table,
-    chunk,
-    chunk,
-    state.lengths,
+    prefill.Queries(state.table, chunk, chunk, state.lengths),
     state.rows,
   )
   loop, begin = (x.compile().memory_analysis() for x in (loop, begin))

@@ -245,14 +245,14 @@ def test_changes_of_logits_go_where_their_row_goes(tiny, mode):
   """Rows that are moved, preempted and put beside others that change nothing."""
   draw = random.Random(19)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice([3, 20, 40]) for _ in range(9)], seed=5
+    tiny.config, [draw.choice([3, 20, 40]) for _ in range(12)], seed=5
   )
   rows = [
     RowSettings(draw.choice([5, 300, 400]), ignore_eos=True) for _ in prompts
   ]
   changes = [
-    None if i % 3 == 0 else Adjustments({9: 3.0 * i}, frequency_penalty=0.2 * i)
-    for i in range(9)
+    None if i % 2 else Adjustments({9: 5.0 + i}, frequency_penalty=0.2 * i)
+    for i in range(12)
   ]
   _, engine = make_engine(tiny, mode)
   made = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.model import Model
 from nemodiff_jax.serve.contract import Adjustments, Job
+from nemodiff_jax.serve.lanes import Lanes
 from tests import helpers, twin
 from tests.serve import fakes
 
@@ -101,7 +103,13 @@ CHANGES = {
   "allowed": Adjustments(allowed_token_ids=[97, 98, 99, 100]),
   "at least": Adjustments(logit_bias={fakes.EOS: 60.0}, min_tokens=9),
   "all": Adjustments({80: 3.0}, 0.5, 0.4, 1.2, min_tokens=4),
-}
+  # The last token is one of two: it counts once, not twice.
+  "often": Adjustments(frequency_penalty=1.0, allowed_token_ids=[97, 98]),
+  "below 0": Adjustments(
+    {97: -40.0, 98: -40.5, 100: -42.0, 101: -43.0}, repetition_penalty=1.2,
+    allowed_token_ids=[97, 98, 100, 101],  # The prompt holds two of them.
+  ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["ar", *SPECULATIVE])
@@ -115,6 +123,18 @@ def test_changes_of_logits_are_those_of_plain_ar(lanes, tiny, mode):
     assert end.counts.mode == mode
   alone = dataclasses.replace(free, adjust=Adjustments())
   assert plain[0] == expected(tiny, alone)
+  if mode == "ar":
+    return
+  # A random model's drafts are wrong: where they are right, later slots count.
+  told = [
+    dataclasses.replace(asked, prediction=expected(tiny, asked))
+    for asked in jobs
+  ]
+  for name, asked, (said, end, _) in zip(
+    CHANGES, told, run(lanes, *told), strict=True
+  ):
+    assert said == list(asked.prediction), name
+    assert end.counts.predicted > len(said) // 2, name
 
 
 @pytest.mark.parametrize("mode", ["ar", *SPECULATIVE])
@@ -156,19 +176,26 @@ def test_a_grammar_gives_what_constrained_ar_gives(lanes, temperature):
   served, _ = lanes
   spec = Spec("response_format", "json", json.dumps(SCHEMA))
   row = {"temperature": temperature, "seed": 3}
-  found = {}
+  found, shapes = {}, set()
   for mode in ("ar", *SPECULATIVE):
     asked = [
       job(text, 90, mode=mode, row=row, grammar=served.grammars.matcher(spec))
       for text in ("a", "json please")
     ]
-    *got, _ = run(lanes, *asked, job("free", 30))
+    beside = job("free", 120, mode=mode, row={"ignore_eos": True})
+    # Nothing of this is forced: the first pass drafts.
+    digits = served.grammars.matcher(Spec("regex", "regex", "[0-9]{4}-[a-f]+"))
+    free = job("x", 9, mode=mode, row=row, grammar=digits)
+    *got, (said, *_), _ = run(lanes, *asked, free, beside)
+    assert re.match(rb"[0-9]{4}-[a-f]{4}", bytes(said))
+    shapes.add(tuple(said))
     found[mode] = [said for said, *_ in got]
     for said, end, _ in got:
       assert end.finish_reason == "stop"
       made = json.loads(bytes(said[:-1]).decode())
       assert len(made["name"]) <= 5 and 0 <= made["age"] <= 99
   assert found["ar"] == found["linear_spec"] == found["quadratic_spec"]
+  assert len(shapes) == 1
 
 
 def test_a_grammar_needs_no_end_of_its_own(lanes):
@@ -228,6 +255,33 @@ def test_scores_of_a_prompt_are_those_of_the_twin(lanes, tiny, start):
       else:
         assert value == pytest.approx(logits[at - 1, prompt[at]], abs=1e-3)
         assert ids == np.argsort(-logits[at - 1])[:2].tolist()
+
+
+class Stub:
+  """An engine that has so many visits to do, or waits for others' pages."""
+
+  def __init__(self, visits):
+    self.visits, self.flying = visits, 0
+
+  @property
+  def idle(self):
+    return self.visits == 0
+
+  def step(self):
+    self.flying = int(self.visits > 0)
+    self.visits -= self.flying
+    return []
+
+
+def test_a_lane_that_waits_for_pages_does_not_keep_others_waiting():
+  """It takes no time, so it would always be next."""
+  stubs = {("ar", 1): Stub(-1), ("linear_spec", 8): Stub(5)}
+  engine = Lanes(stubs.__getitem__, None, ("ar", 1), {"linear_spec": 8})
+  engine._lane(("linear_spec", 8)).seconds = 100.0
+  for left in (4, 3, 2, 1, 0):
+    assert engine.busy()
+    engine.step()
+    assert stubs["linear_spec", 8].visits == left
 
 
 def test_lanes_take_turns_and_share_pages(lanes):
