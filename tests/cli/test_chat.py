@@ -20,7 +20,7 @@ from nemodiff_jax.cli import main as process
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.engines import open_engine
 from tests import helpers
-from tests.decode.test_modes import MODES
+from tests.decode.batch import MODES
 
 
 def last(items):

@@ -9,10 +9,11 @@ from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.generate import stream_ids
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
-from tests import helpers, twin
-from tests.decode.test_modes import MODES
+from tests import twin
+from tests.decode.batch import MODES, SIZES, decode, prompts_of, unsaid
 
-SIZES = (3, 17, 9, 30)
+# What rows of every test keep: as many log-probabilities in one program.
+TOP = 5
 
 
 class Words:
@@ -28,22 +29,24 @@ class Words:
     return None
 
 
-def run(tiny, mode, rows, lora=False, **how):
-  config = decode_config(tiny.config, mode, **MODES[mode])
-  prompts = helpers.prompts_of(tiny.config, SIZES)
-  return tiny.decode(config, prompts, rows, lora, **how)
-
-
 def log_softmax(x):
   x = x - x.max()
   return x - np.log(np.exp(x).sum())
 
 
+def keeping(row, other=None):
+  """Rows of both kinds by turns, in the program that all tests share."""
+  most = RowSettings(9, 0.9, top_k=3, logprobs=TOP)
+  rows = [row, other or row] * (len(SIZES) // 2)
+  return [*rows[:-1], most]
+
+
 def test_logprobs_of_ar_are_those_of_the_twin(tiny):
-  row = RowSettings(12, logprobs=3)
+  rows = keeping(RowSettings(12, logprobs=3))
   model = twin.NumpyModel(tiny.config, tiny.params)
-  prompts = helpers.prompts_of(tiny.config, SIZES)
-  for prompt, found in zip(prompts, run(tiny, "ar", [row] * 4), strict=True):
+  for prompt, found in zip(
+    prompts_of(tiny)[:-1], decode(tiny, "ar", rows)[:-1], strict=True
+  ):
     ids = found.token_ids
     logits = model.causal(prompt + ids)[len(prompt) - 1 : -1]
     logits[:, tiny.config.mask_id] = -np.inf
@@ -55,12 +58,13 @@ def test_logprobs_of_ar_are_those_of_the_twin(tiny):
       assert found.logprobs.top[t] == pytest.approx(want[best], abs=1e-3)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("mode", ["linear_spec", "quadratic_spec"])
-def test_logprobs_of_spec_are_those_of_ar(tiny, mode, temperature):
-  row = RowSettings(20, temperature, seed=3, logprobs=2, top_p=0.95)
+def test_logprobs_of_spec_are_those_of_ar(tiny, mode):
+  """Of greedy rows and of sampled ones."""
+  row = RowSettings(20, seed=3, logprobs=2, top_p=0.95)
+  rows = keeping(row, dataclasses.replace(row, temperature=0.9))
   for ar, spec in zip(
-    run(tiny, "ar", [row] * 4), run(tiny, mode, [row] * 4), strict=True
+    decode(tiny, "ar", rows), decode(tiny, mode, rows), strict=True
   ):
     assert ar.token_ids == spec.token_ids
     np.testing.assert_allclose(
@@ -70,8 +74,8 @@ def test_logprobs_of_spec_are_those_of_ar(tiny, mode, temperature):
 
 
 def test_logprobs_are_of_the_distribution_sampled_from(tiny):
-  row = RowSettings(16, 1.2, top_k=3, seed=1, logprobs=8)
-  found = run(tiny, "diffusion", [row] * 4)[0]
+  row = RowSettings(16, 1.2, top_k=3, seed=1, logprobs=TOP)
+  found = decode(tiny, "diffusion", row)[0]
   for token, ids, top, chosen in zip(
     found.token_ids,
     found.logprobs.top_ids,
@@ -84,12 +88,14 @@ def test_logprobs_are_of_the_distribution_sampled_from(tiny):
     assert chosen == pytest.approx(top[ids.index(token)], abs=1e-5)
 
 
-def test_logprobs_change_nothing_and_come_when_asked(tiny):
-  rows = [RowSettings(9), RowSettings(9, logprobs=0)] * 2
-  for mode in MODES:
-    plain = run(tiny, mode, [RowSettings(9)] * 4)
-    asked = run(tiny, mode, rows)
-    assert [a.token_ids for a in asked] == [p.token_ids for p in plain]
+@pytest.mark.parametrize("mode", MODES)
+def test_logprobs_change_nothing_and_come_when_asked(tiny, mode):
+  plain = decode(tiny, mode, RowSettings(9))
+  rows = keeping(RowSettings(9), RowSettings(9, logprobs=0))
+  none = [RowSettings(9), RowSettings(9, logprobs=0)] * 4
+  for settings in (rows, none) if mode == "linear_spec" else (rows,):
+    asked = decode(tiny, mode, settings)
+    assert [a.token_ids for a in asked[:7]] == [p.token_ids for p in plain[:7]]
     assert asked[0].logprobs is None
     assert len(asked[1].logprobs.token) == 9
     assert asked[1].logprobs.top_ids == [[]] * 9
@@ -97,7 +103,7 @@ def test_logprobs_change_nothing_and_come_when_asked(tiny):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_stop_string_ends_the_row_with_its_token(tiny, mode):
-  free = run(tiny, mode, [RowSettings(30)] * 4)
+  free = decode(tiny, mode, RowSettings(30))
   stops, ends = [], []
   for found in free:  # Two tokens in the middle of each row's output.
     text = Words().decode(found.token_ids)
@@ -106,60 +112,66 @@ def test_stop_string_ends_the_row_with_its_token(tiny, mode):
     upto = text.index(stop) + len(stop)
     ends.append(text[:upto].count("w"))
   rows = [RowSettings(30, stop=s) for s in stops]
-  found = run(tiny, mode, rows, tokenizer=Words())
+  found = decode(tiny, mode, rows, tokenizer=Words())
   for was, now, stop, end in zip(free, found, stops, ends, strict=True):
     assert now.token_ids == was.token_ids[:end]
     assert now.finish_reason == "stop" and now.nfe <= was.nfe
     assert now.text == Words().decode(was.token_ids).split(stop)[0]
-  alone = run(tiny, mode, [rows[0]] * 4, tokenizer=Words())[0]
+  alone = decode(tiny, mode, rows[0], tokenizer=Words())[0]
   assert alone == found[0]
 
 
 def test_text_without_a_stop_leaves_out_the_eos(tiny):
-  free = run(tiny, "ar", [RowSettings(9)] * 4)[0].token_ids
+  free = decode(tiny, "ar", RowSettings(9))[0].token_ids
   row = RowSettings(9, stop_token_ids=(free[4],), stop="never")
-  found = run(tiny, "ar", [row] * 4, tokenizer=Words())[0]
+  found = decode(tiny, "ar", row, tokenizer=Words())[0]
   assert found.text == Words().decode(free[: free.index(free[4])])
   with pytest.raises(UserError, match="stop strings need a tokenizer"):
-    run(tiny, "ar", [row] * 4)
+    decode(tiny, "ar", row)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 5, 8, 11])
 @pytest.mark.parametrize("mode", MODES)
 def test_thinking_budget_forces_its_token(tiny, mode, budget):
-  end = 77
-  row = RowSettings(20, max_thinking_tokens=budget, end_think_token_id=end)
-  ar = run(tiny, "ar", [row] * 4)
-  found = run(tiny, mode, [row] * 4)
+  end = unsaid(tiny)
+  row = RowSettings(
+    20,
+    max_thinking_tokens=budget,
+    end_think_token_id=end,
+    ignore_eos=True,
+  )
+  ar = decode(tiny, "ar", row)
+  found = decode(tiny, mode, row)
   for a, f in zip(ar, found, strict=True):
     ids = f.token_ids
     assert end in ids[: budget + 1] and len(ids) == 20
     if mode != "diffusion":
       assert ids == a.token_ids
-  prompt = helpers.prompts_of(tiny.config, SIZES)[1]
   config = decode_config(tiny.config, mode, **MODES[mode])
-  assert tiny.decode(config, [prompt], [row])[0] == found[1]
+  prompt = prompts_of(tiny)[2]
+  assert tiny.decode(config, [prompt], [row], lora=True)[0] == found[2]
 
 
-def test_a_budget_that_is_not_needed_changes_nothing(tiny):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_budget_that_is_not_needed_changes_nothing(tiny, mode):
   """Also in a sampled run; and no token is forced twice."""
-  for mode in MODES:
-    free = run(tiny, mode, [RowSettings(24, 0.5, seed=9)] * 4)
-    for found, row in zip(free, range(4), strict=True):
-      end = found.token_ids[3]
-      kept = RowSettings(
-        24, 0.5, seed=9, max_thinking_tokens=16, end_think_token_id=end
+  row = RowSettings(24, 0.5, top_k=90, seed=9)
+  free = decode(tiny, mode, row)
+  for turn in (0, 1):
+    rows = [row] * len(SIZES)
+    for i in range(turn, len(SIZES), 2):
+      end = free[i].token_ids[3]
+      rows[i] = dataclasses.replace(
+        row, max_thinking_tokens=16, end_think_token_id=end
       )
-      rows = [RowSettings(24, 0.5, seed=9)] * 4
-      rows[row] = kept
-      again = run(tiny, mode, rows)
-      if mode != "diffusion":  # There the canvas is written at block start.
-        assert again[row].token_ids == found.token_ids
+    again = decode(tiny, mode, rows)
+    if mode != "diffusion":  # There the canvas is written at block start.
+      assert [a.token_ids for a in again] == [f.token_ids for f in free]
 
 
 def steps_of(tiny, mode, tokens=20):
   config = decode_config(tiny.config, mode, **MODES[mode])
-  prompt = helpers.prompts_of(tiny.config, (9,))
+  prompt = prompts_of(tiny)[2:3]
   return config, prompt, stream_ids(
     tiny.module, tiny.weights(True), config, prompt,
     [RowSettings(tokens)], traced=True,

@@ -7,7 +7,7 @@ from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import finish_row
 from tests import helpers, twin
-from tests.decode.test_modes import MODES
+from tests.decode.batch import MODES
 from tests.decode.test_outputs import log_softmax
 
 START, END = 78, 77
