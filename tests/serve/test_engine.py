@@ -14,7 +14,7 @@ from nemodiff_jax.decode.modes import MODES
 from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.cache import KVCache
-from nemodiff_jax.serve import ready
+from nemodiff_jax.serve import chunks, ready
 from nemodiff_jax.serve.cache import new_cache
 from nemodiff_jax.serve.contract import Adjustments
 from nemodiff_jax.serve.engine import Engine
@@ -26,16 +26,26 @@ WIDTHS = 1, 4, BLOCK
 PAGES = 7  # Few, and everywhere as many: tests share programs.
 SIZES = 1, 3, 20, 129, 128, 300
 LIMITS = 1, 5, 20, 33
+LARGEST = [9] * max(SIZES), RowSettings(max(LIMITS), 0.7, top_p=0.9, logprobs=2)
+BATCH = 13  # And the largest row beside: all that run alone share programs.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_sizes():
+  """Prompts are read in chunks of two sizes, so few programs do."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(chunks, "SIZES", (32, 128))
+    yield
 
 
 class Chosen:
   """Widths that a die chooses, whatever the times: every change happens."""
 
   def __init__(self, draw, widths):
-    self._draw, self._widths = draw, widths
+    self._draw, self.widths = draw, widths
 
   def choose(self, rows, bucket, ready=None):
-    usable = [w for w in self._widths if ready is None or w in ready]
+    usable = [w for w in self.widths if ready is None or w in ready]
     return self._draw.choice(usable), False
 
   def observe_time(self, *_):
@@ -51,7 +61,7 @@ class Chosen:
 def make_engine(tiny, mode, pages=PAGES, widths=None, tokenizer=None):
   config = decode_config(tiny.config, mode, block_length=BLOCK)
   if widths is not None:
-    config = dataclasses.replace(config, widths=WIDTHS)
+    config = dataclasses.replace(config, widths=widths.widths)
   decoder = Decoder(tiny.module, MODES[mode], config.slots, None, 2)
   return config, Engine(
     decoder, tiny.weights(True), config, new_cache(tiny.module, pages),
@@ -70,12 +80,16 @@ def mixed(draw, seed):
   )
 
 
-def play(engine, draw, requests, between=lambda engine: None):
-  """Submits at random times, and steps until all have ended."""
-  waiting, made = list(requests), []
+def play(engine, draw, requests, between=lambda engine: None, first=4):
+  """Submits at random times, and steps until all have ended.
+
+  A smaller batch is compiled where few come `first`.
+  """
+  waiting, made, count = list(requests), [], first
   while waiting or not engine.idle:
-    for _ in range(min(len(waiting), draw.randint(0, 3))):
+    for _ in range(min(len(waiting), count)):
       made.append(engine.submit(*waiting.pop(0)))
+    count = draw.randint(0, 3)
     between(engine)
     engine.step()
   return made
@@ -83,10 +97,11 @@ def play(engine, draw, requests, between=lambda engine: None):
 
 def alone(tiny, config, requests, **more):
   """What they would get in the compiled loop, where rows mind no other."""
-  prompts, rows = zip(*requests, strict=True)
+  prompts, rows = zip(*requests, LARGEST, strict=True)
+  weights = tiny.weights(True)
   return decode_ids(
-    tiny.module, tiny.weights(True), config, prompts, rows, **more
-  )
+    tiny.module, weights, config, prompts, rows, batch=BATCH, **more
+  )[:-1]
 
 
 SAME = "token_ids", "finish_reason", "nfe", "accepted"
@@ -131,7 +146,8 @@ def test_requests_get_what_they_would_get_alone(tiny, mode):
     tiny.config, [draw.choice(SIZES) for _ in range(12)]
   )
   requests = [(p, mixed(draw, seed)) for seed, p in enumerate(prompts)]
-  made = play(engine, draw, requests)
+  first = 1 if mode in ("ar", "linear_spec") else 4
+  made = play(engine, draw, requests, first=first)
   compare(made, alone(tiny, config, requests))
   assert engine.statistics.requests == 12
 
@@ -171,7 +187,7 @@ def test_widths_change_no_token(tiny):
     for p, r, d in zip(prompts, rows, drafts, strict=True)
   ])  # fmt: skip
   ar = decode_config(tiny.config, "ar")
-  wanted = alone(tiny, ar, list(zip(prompts, rows, strict=True)))
+  wanted = decode_ids(tiny.module, tiny.weights(True), ar, prompts, rows)
   compare(made, wanted, ("token_ids", "finish_reason"))
   assert engine.scheduler.preemptions > 0
 
@@ -240,49 +256,58 @@ def test_requests_match_the_twin(tiny, mode, count):
     assert found == tuple(want)
 
 
-@pytest.mark.parametrize("mode", ["ar", "linear_spec"])
-def test_changes_of_logits_go_where_their_row_goes(tiny, mode):
-  """Rows that are moved, preempted and put beside others that change nothing."""
+@pytest.fixture(scope="module")
+def changing(tiny):
+  """Rows that change their logits and rows that do not, and their tokens.
+
+  Each ran alone in ar, in an engine that nothing disturbs.
+  """
   draw = random.Random(19)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice([3, 20, 40]) for _ in range(12)], seed=5
+    tiny.config, [draw.choice([3, 20, 40]) for _ in range(9)], seed=5
   )
   rows = [
-    RowSettings(draw.choice([5, 300, 400]), ignore_eos=True) for _ in prompts
+    RowSettings(draw.choice([5, 130, 260]), ignore_eos=True) for _ in prompts
   ]
   changes = [
     None if i % 2 else Adjustments({9: 5.0 + i}, frequency_penalty=0.2 * i)
-    for i in range(12)
+    for i in range(len(rows))
   ]
+  requests, tokens = list(zip(prompts, rows, changes, strict=True)), []
+  _, calm = make_engine(tiny, "ar")
+  for prompt, row, change in requests:
+    made = calm.submit(prompt, row, changes=change)
+    while not made.ended:
+      calm.step()
+    tokens.append(made.output.token_ids)
+  assert calm.scheduler.preemptions == 0
+  return requests, tokens
+
+
+@pytest.mark.parametrize("mode", ["ar", "linear_spec"])
+def test_changes_of_logits_go_where_their_row_goes(tiny, changing, mode):
+  """Rows that are moved, preempted and put beside others that change nothing."""
+  requests, tokens = changing
   _, engine = make_engine(tiny, mode)
-  made = [
-    engine.submit(p, r, changes=c)
-    for p, r, c in zip(prompts, rows, changes, strict=True)
-  ]
+  made = [engine.submit(p, row, changes=c) for p, row, c in requests]
   while not engine.idle:
     engine.step()
   assert engine.scheduler.preemptions > 0
-  _, calm = make_engine(tiny, mode, pages=5)
-  for prompt, row, change, got in zip(
-    prompts, rows, changes, made, strict=True
-  ):
-    alone = calm.submit(prompt, row, changes=change)
-    while not alone.ended:
-      calm.step()
-    assert got.output.token_ids == alone.output.token_ids
+  assert [got.output.token_ids for got in made] == tokens
 
 
 def test_a_warm_up_leaves_nothing_to_compile(tiny):
   """Whatever comes then: every size of prompt, batch and width, logprobs."""
   draw = random.Random(17)
-  widths = Chosen(draw, WIDTHS)
+  widths = Chosen(draw, (1, BLOCK))
   _, engine = make_engine(tiny, "linear_spec", widths=widths)
   keys = list(engine.warm_up(seal=True))
   assert len(keys) == len(set(keys)) == engine.programs
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice([1, 31, 33, 130, 260, 450]) for _ in range(12)]
   )
-  play(engine, draw, [(p, mixed(draw, i)) for i, p in enumerate(prompts)])
+  requests = [(p, mixed(draw, i)) for i, p in enumerate(prompts)]
+  play(engine, draw, requests, first=1)
   assert engine.programs == len(keys)
   with pytest.raises(RuntimeError, match="compiled by the warm-up"):
     engine._runner.programs.get(("read", 7))
