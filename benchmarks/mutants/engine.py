@@ -233,18 +233,27 @@ VISIT = (
     "redraft = False", ALONE + " width",
   ),
   _break(
-    "a width is tried for a whole visit", "serve/scheduler.py",
-    "if trial is not None or not active:", "if not active:", VISITS + " tried",
+    "wide visits are long", "serve/pace.py",
+    "min(self._passes, cycles * self.cycle)", "self._passes", VISITS + " short",
+  ),
+  _break(
+    "visits run beyond their pages", "serve/scheduler.py",
+    "passes = min(passes, most) if active else 0", "passes = most if active else 0",
+    ALONE,
   ),
 )  # fmt: skip
 CHOICE = (
+  _break(
+    "what a width yields does not count", "serve/widths.py",
+    "tokens * self._yielded(width)", "tokens", WIDTHS,
+  ),
   _break(
     "pauses count", "serve/widths.py", "statistics.median_low(times) * max",
     "statistics.mean(times) * max", WIDTHS,
   ),
   _break(
     "a cycle is one pass", "serve/widths.py",
-    "time if width == 1 else 2 * time", "time", WIDTHS,
+    "return 1 if width == 1 else 2", "return 1", WIDTHS,
   ),
   _break(
     "a row is believed to be always right", "serve/widths.py",

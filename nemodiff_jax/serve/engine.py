@@ -30,7 +30,7 @@ from nemodiff_jax.serve.runner import Runner
 from nemodiff_jax.serve.scheduler import Scheduler
 from nemodiff_jax.serve.scores import PromptScores
 from nemodiff_jax.serve.statistics import Statistics
-from nemodiff_jax.serve.widths import Widths
+from nemodiff_jax.serve.widths import Widths, passes_of
 from nemodiff_jax.text.stream import TextStream
 from nemodiff_jax.text.tokenizer import Tokenizer
 
@@ -239,13 +239,14 @@ class Engine:
 
   def _read(self, flight: Flight) -> list[Event]:
     """Copies what a visit did to the host, and hands it to its requests."""
+    since = flight.passes_since(self._read_at)
     scored = [found for _, _, found in flight.scored]
     started, passed, scored = jax.device_get(
       (flight.begun, flight.passed, scored)
     )
     begun = {slot: told(x) for slot, x in started.items()}
     done = None if passed is None else told(passed)
-    self._observe(flight)
+    self._observe(flight, since)
     for (scores, chunk, _), found in zip(flight.scored, scored, strict=True):
       scores.add(chunk, found)
     ran = [done if active else None for active in flight.visit.active]
@@ -267,6 +268,11 @@ class Engine:
       self.statistics.add(tokens, cycles)
       if ended:
         self._finish(made)
+    if self._widths is not None and flight.passed is not None:
+      visit, passes = flight.visit, int(flight.passed.count)
+      cycles = sum(visit.active) * passes / passes_of(visit.width)
+      new = sum(len(e.tokens) for e in events) - len(visit.begun)
+      self._widths.observe_yield(visit.width, cycles, max(new, 0))
     return events
 
   def _finish(self, made: Generation) -> None:
@@ -274,8 +280,8 @@ class Engine:
     made.ended, made.parked = True, None
     self.statistics.end(made)
 
-  def _observe(self, flight: Flight) -> None:
-    """Learns from how long a visit took, from the end of the one before."""
+  def _observe(self, flight: Flight, since: float | None) -> None:
+    """Learns from how long a visit took, and its passes since they began."""
     now = time.perf_counter()
     seconds = now - max(flight.start, self._read_at)
     self._read_at = now
@@ -284,6 +290,7 @@ class Engine:
     if not flight.first:
       self.statistics.visit(count, seconds)
       self._chunks.observe(visit, count, seconds)
-    timed = count and not visit.chunks and not flight.first
+    timed = count and since is not None and not flight.first
     if self._widths is not None and timed:
-      self._widths.observe_time(visit.bucket, visit.width, seconds, count)
+      spent = now - since
+      self._widths.observe_time(visit.bucket, visit.width, spent, count)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.serve.device import Passed
 from nemodiff_jax.serve.generation import Generation
@@ -34,6 +36,25 @@ class Flight:
   scored: list[tuple[PromptScores, Chunk, Any]]
   start: float
   first: bool
+
+  def passes_since(self, read: float) -> float | None:
+    """When the passes began, in seconds; None if nobody can tell.
+
+    Behind the chunks of prompts: the host sees where the last of them began a
+    row, if it looks before the passes have ended.
+
+    Args:
+      read: when the visit before had been read.
+    """
+    chunks = self.visit.chunks
+    if not chunks:
+      return max(self.start, read)
+    begun = self.begun.get(chunks[-1].slot)
+    if self.passed is None or begun is None:
+      return None
+    jax.block_until_ready(begun)
+    now = time.perf_counter()
+    return None if self.passed.count.is_ready() else now
 
 
 def dispatch(

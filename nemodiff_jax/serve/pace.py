@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from nemodiff_jax.serve.request import Request
-from nemodiff_jax.serve.widths import Widths
+from nemodiff_jax.serve.widths import Widths, cycles_of
 
 # Of a number of rows, the batch size to run them in, and the widths that are
 # compiled for it.
@@ -36,8 +36,11 @@ class Pace:
     active: Sequence[Request],
     bucket: int,
     compiled: Collection[int] | None,
-  ) -> tuple[int, int | None]:
-    """The width of the next cycles, and their passes where it is only tried.
+  ) -> tuple[int, int]:
+    """The width of the next cycles, and their passes at most.
+
+    A visit is as long as its rows take for a number of tokens, whatever the
+    width: a row that has ended holds its slot until the visit is read.
 
     It changes only where every row is between two cycles for certain: rows
     that are aligned are so between visits, others where it was read.
@@ -49,9 +52,13 @@ class Pace:
       compiled: widths that are, for this bucket; None: all.
     """
     if self._widths is None or not active:
-      return self._width, None
+      return self._width, self._most()
     if any(not row.aligned and (row.flying or row.mid) for row in held):
-      return self._width, None
-    self._width, probe = self._widths.choose(active, bucket, compiled)
-    cycle = 1 if self._width == 1 else self.cycle
-    return self._width, cycle if probe else None
+      return self._width, self._most()
+    self._width, _ = self._widths.choose(active, bucket, compiled)
+    return self._width, self._most()
+
+  def _most(self) -> int:
+    """Passes that may yield as many tokens of a row as ar does in `passes`."""
+    cycles = cycles_of(self._width, self._passes)
+    return min(self._passes, cycles * self.cycle)

@@ -54,7 +54,7 @@ class Scheduler:
       cycle: passes of the shortest cycle: 2 in linear_spec and diffusion.
       queue: requests that may wait.
       chunk: prompt tokens read per visit.
-      passes: per visit, where nobody waits for a token.
+      passes: of ar per visit, where nobody waits for a token.
       widths: chooses the width of each cycle; None: all of the block.
     """
     self.pool = pool
@@ -144,9 +144,8 @@ class Scheduler:
     bucket, compiled = plan.bucket(len(self._slots), self._rows), None
     if ready is not None and active:
       bucket, compiled = ready(len(self._slots))
-    width, trial = self._pace.width(self._slots, active, bucket, compiled)
-    if trial is not None or not active:
-      passes = trial or 0
+    width, most = self._pace.width(self._slots, active, bucket, compiled)
+    passes = min(passes, most) if active else 0
     moves = self._slots.compact()
     rows = tuple(self._slots)
     visit = Visit(

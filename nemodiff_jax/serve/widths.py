@@ -18,9 +18,21 @@ _PRIOR = 16.0  # Drafts that a guess weighs as much as.
 _WIDTH_PRIOR = 32.0  # As much as what was seen at other widths.
 _DECAY = 0.998  # Of what is known of a width, per cycle of a row.
 _ROW_DECAY = 0.95  # Of what is known of a row, per cycle.
+_YIELD_PRIOR = 8.0  # Tokens that a guess of the yield weighs as much as.
+_YIELD_DECAY = 0.9  # Of what is known of it, per visit.
 _WINDOW = 15  # Times whose median counts.
 _ENOUGH = 3  # Times before a width is judged.
 _MARGIN = 0.02  # A width that is better by less is not worth the change.
+
+
+def passes_of(width: int) -> int:
+  """Passes of a cycle: of one slot it is an ar pass, else draft and verify."""
+  return 1 if width == 1 else 2
+
+
+def cycles_of(width: int, tokens: int) -> int:
+  """Cycles of a visit that is to yield so many tokens a row."""
+  return max(1, tokens // width)
 
 
 class Widths:
@@ -33,7 +45,12 @@ class Widths:
   """
 
   def __init__(
-    self, widths: Sequence[int], *, cost: float = 0.006, every: int = 16
+    self,
+    widths: Sequence[int],
+    *,
+    cost: float = 0.005,
+    every: int = 16,
+    tokens: int = 16,
   ):
     """Knows nothing yet.
 
@@ -42,14 +59,19 @@ class Widths:
       cost: of the time, as estimated, that trying other widths may lose; the
         truth is up to 1 %, since what is tried often is what looks good.
       every: choices before a width that was not used is tried again.
+      tokens: that a visit is to yield a row.
     """
     self._widths = tuple(sorted(widths))
     self._cost = cost
     self._every = every
+    self._tokens = tokens
     self._times: dict[tuple[int, int], deque[float]] = {}
     self._tried = {w: np.zeros(w - 1) for w in self._widths}
     self._right = {w: np.zeros(w - 1) for w in self._widths}
     self._rows: dict[Hashable, tuple[float, float]] = {}
+    self._promised = dict.fromkeys(self._widths, 1.0)  # Of a row and cycle.
+    self._made = dict.fromkeys(self._widths, 0.0)  # Tokens, and those that
+    self._hoped = dict.fromkeys(self._widths, 0.0)  # acceptance promised.
     self._curves: dict[int, np.ndarray] = {}  # Acceptance by slot.
     self._best: int | None = None
     self._choices = 0
@@ -59,7 +81,7 @@ class Widths:
   def observe_time(
     self, bucket: int, width: int, seconds: float, passes: int = 1
   ) -> None:
-    """Takes the time of passes that ran together, with no chunks among them."""
+    """Takes the time of passes that ran together, without chunks of prompts."""
     times = self._times.setdefault((bucket, width), deque(maxlen=_WINDOW))
     times.append(seconds / passes)
     self._budget += self._cost * passes * statistics.median_low(times)
@@ -81,6 +103,21 @@ class Widths:
       more = more * _ROW_DECAY + float((right - expected)[seen].sum())
       tried = tried * _ROW_DECAY + float(seen.sum())
     self._rows[row] = more, tried
+
+  def observe_yield(self, width: int, cycles: float, tokens: int) -> None:
+    """Takes what a visit has yielded.
+
+    It is less than acceptance promises: the last cycle of an answer goes beyond
+    its end, and a row that has ended holds its slot until the visit is read.
+
+    Args:
+      width: of its cycles.
+      cycles: of all its rows.
+      tokens: that requests got from them.
+    """
+    hoped = cycles * self._promised[width]
+    self._hoped[width] = self._hoped[width] * _YIELD_DECAY + hoped
+    self._made[width] = self._made[width] * _YIELD_DECAY + tokens
 
   def forget(self, row: Hashable) -> None:
     """Drops a row that has ended."""
@@ -104,7 +141,7 @@ class Widths:
       ready: widths that are compiled for it; None: all.
 
     Returns:
-      (width, whether it is tried only, for one cycle).
+      (width, whether it is tried only, for one visit).
     """
     usable = [w for w in self._widths if ready is None or w in ready]
     self._choices += 1
@@ -128,6 +165,7 @@ class Widths:
     lost = {}
     for width, rate in rates.items():
       seconds = self._cycle_time(bucket, width)
+      seconds *= cycles_of(width, self._tokens)
       lost[width] = max(seconds * (1 - rate / rates[best]), 0.0)
     self._budget = min(self._budget, max(lost.values()))
     due = [
@@ -149,13 +187,26 @@ class Widths:
 
   def _rate(self, rows: Sequence[Hashable], bucket: int, width: int) -> float:
     """Expected tokens per second of these rows in cycles of this width."""
+    tokens = self._expected(rows, width)
+    self._promised[width] = tokens / len(rows)
+    return tokens * self._yielded(width) / self._cycle_time(bucket, width)
+
+  def _expected(self, rows: Sequence[Hashable], width: int) -> float:
+    """Tokens of a cycle of these rows, by their acceptance."""
     if width == 1:
-      return len(rows) / self._cycle_time(bucket, 1)
+      return float(len(rows))
     known = [self._rows.get(row, (0.0, 0.0)) for row in rows]
     more = np.array([m / (n + _PRIOR) for m, n in known])
     slots = np.clip(self._curve(width)[None] + more[:, None], 0, _MOST)
-    tokens = len(rows) + float(np.cumprod(slots, 1).sum())
-    return tokens / self._cycle_time(bucket, width)
+    return len(rows) + float(np.cumprod(slots, 1).sum())
+
+  def _yielded(self, width: int) -> float:
+    """Tokens of a width by those that its acceptance promised."""
+    made, hoped = sum(self._made.values()), sum(self._hoped.values())
+    usual = (made + _YIELD_PRIOR) / (hoped + _YIELD_PRIOR)
+    return (self._made[width] + usual * _YIELD_PRIOR) / (
+      self._hoped[width] + _YIELD_PRIOR
+    )
 
   def _cycle_time(self, bucket: int, width: int) -> float:
     """Seconds; the median, so that a pause of the machine does not count.
@@ -168,7 +219,7 @@ class Widths:
       for (size, other), times in self._times.items()
       if size == bucket
     )
-    return time if width == 1 else 2 * time
+    return time * passes_of(width)
 
   def _curve(self, width: int) -> np.ndarray:
     """The same from one choice to the next: rows are many."""

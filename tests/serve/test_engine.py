@@ -54,6 +54,9 @@ class Chosen:
   def observe_acceptance(self, *_):
     pass
 
+  def observe_yield(self, *_):
+    pass
+
   def forget(self, row):
     pass
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nemodiff_jax.serve.widths import Widths
+from nemodiff_jax.serve.widths import Widths, cycles_of, passes_of
 
 WIDTHS = (1, 8, 16, 32)
 
@@ -46,22 +46,24 @@ class World:
       count += 1
     return count
 
-  def cycle(self, widths: Widths) -> tuple[int, bool]:
-    """One cycle with the width that is chosen."""
+  def cycles(self, widths: Widths) -> tuple[int, int, bool]:
+    """Cycles with the width that is chosen."""
     width, probe = widths.choose([r for r, _ in self.rows], self.bucket, None)
     noise = self.rng.lognormvariate(0, 0.1)
     if self.rng.random() < 0.1:
       noise *= 10  # The machine did something else.
-    passes = 1 if width == 1 else 2
+    cycles = cycles_of(width, 16)
+    passes = cycles * passes_of(width)
     seconds = self.seconds[width] * noise * passes
     widths.observe_time(self.bucket, width, seconds, passes)
     for row, p in self.rows:
-      widths.observe_acceptance(row, width, [self.accepted(p, width)])
+      taken = [self.accepted(p, width) for _ in range(cycles)]
+      widths.observe_acceptance(row, width, taken)
     for i in range(self.bucket):  # Rows end after some 40 cycles.
-      if self.rng.random() < 1 / 40:
+      if self.rng.random() < cycles / 40:
         widths.forget(self.rows[i][0])
         self.rows[i] = self.row()
-    return width, probe
+    return width, passes, probe
 
 
 def yielded(world: World, widths: Widths, cycles: int):
@@ -70,8 +72,8 @@ def yielded(world: World, widths: Widths, cycles: int):
   probing = 0.0
   for _ in range(cycles):
     rates = {w: world.expected(w) for w in WIDTHS}
-    width, probe = world.cycle(widths)
-    seconds = world.seconds[width] * (1 if width == 1 else 2)
+    width, passes, probe = world.cycles(widths)
+    seconds = world.seconds[width] * passes
     time, tokens = time + seconds, tokens + seconds * rates[width]
     probing += probe * seconds * (1 - rates[width] / max(rates.values()))
     for w in WIDTHS:
@@ -86,7 +88,7 @@ def test_it_yields_what_the_best_fixed_width_does(bucket, least):
   for seed in range(8):
     world, widths = World(seed, bucket), Widths(WIDTHS)
     for _ in range(100):
-      world.cycle(widths)
+      world.cycles(widths)
     mine, best, probing = yielded(world, widths, 600)
     kept.append(mine / best)
     lost.append(probing)
@@ -100,7 +102,7 @@ def settled(seconds, accepted, cycles=200, rows=("a",), bucket=1, widths=None):
   chosen = []
   for _ in range(cycles):
     width, probe = widths.choose(rows, bucket)
-    widths.observe_time(bucket, width, seconds[width], 1 if width == 1 else 2)
+    widths.observe_time(bucket, width, seconds[width], passes_of(width))
     for row in rows:
       widths.observe_acceptance(row, width, [accepted(row, width)])
     if not probe:
@@ -173,7 +175,7 @@ def test_pauses_of_the_machine_do_not_count():
   for _ in range(400):
     width, probe = widths.choose(["a"], 1)
     noise = 50 if rng.random() < 0.2 else 1
-    widths.observe_time(1, width, FLAT[width] * noise, 1 if width == 1 else 2)
+    widths.observe_time(1, width, FLAT[width] * noise, passes_of(width))
     widths.observe_acceptance("a", width, [width])
     chosen += [] if probe else [width]
   assert chosen[-200:].count(32) > 190
@@ -210,3 +212,24 @@ def test_acceptance_is_told_by_slot():
   told = widths.acceptance(8)
   assert len(told) == 7
   assert min(told[:2]) > 0.95 and told[2] < 0.1
+
+
+@pytest.mark.parametrize(
+  "right, wide, narrow, best",
+  [(32, 1, 16, 1), (32, 16, 16, 32), (1, 1, 4, 32), (1, 1, 16, 1)],
+)
+def test_what_a_width_yields_counts_not_what_it_promises(
+  right, wide, narrow, best
+):
+  """Answers that end inside their first cycle; rows that wait for others."""
+  chosen, widths = [], Widths((1, 32))
+  for _ in range(200):
+    width, probe = widths.choose(["a"], 1)
+    cycles = cycles_of(width, 16)
+    passes = cycles * passes_of(width)
+    widths.observe_time(1, width, float(passes), passes)
+    accepted = [right if width > 1 else 1] * cycles
+    widths.observe_acceptance("a", width, accepted)
+    widths.observe_yield(width, cycles, wide if width > 1 else narrow)
+    chosen += [] if probe else [width]
+  assert set(chosen[-50:]) == {best}
