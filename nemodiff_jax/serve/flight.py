@@ -49,12 +49,14 @@ class Flight:
     chunks = self.visit.chunks
     if not chunks:
       return max(self.start, read)
-    begun = self.begun.get(chunks[-1].slot)
+    slot = chunks[-1].slot
+    begun = None if slot is None else self.begun.get(slot)
     if self.passed is None or begun is None:
       return None
+    passes: Any = self.passed.count
     jax.block_until_ready(begun)
     now = time.perf_counter()
-    return None if self.passed.count.is_ready() else now
+    return None if passes.is_ready() else now
 
 
 def dispatch(
