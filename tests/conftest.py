@@ -24,6 +24,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)
+# Programs are traced of millions of small objects, few of them garbage.
+gc.set_threshold(20_000, 20, 50)
 # Workers and later runs share compiled programs.
 _COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED))

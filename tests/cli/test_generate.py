@@ -272,11 +272,11 @@ def test_no_progress_bar_in_a_pipe(job, folder):
   assert len(done.stdout.splitlines()) == 5
 
 
-def test_compiled_programs_are_kept_on_disk(job, folder, tmp_path):
+def test_compiled_programs_are_kept_on_disk(folder, tmp_path):
   subprocess.run(
     [
       sys.executable, "-m", "nemodiff_jax.cli.generate",
-      f"--checkpoint={folder}", f"--prompts_file={job}",
+      f"--checkpoint={folder}", "--prompt=w7", "--mode=ar", "--max_new_tokens=2",
     ],
     check=True, capture_output=True,
     env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},

@@ -11,6 +11,7 @@ from nemodiff_jax import serving
 from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.model import Model
+from nemodiff_jax.serve import chunks, ready
 from nemodiff_jax.serve.contract import Adjustments, Job
 from nemodiff_jax.serve.lanes import Lanes
 from tests import helpers, twin
@@ -26,6 +27,15 @@ def tiny():
   return helpers.make_tiny(
     1, vocab_size=fakes.SIZE, mask_id=fakes.MASK, eos_ids=(fakes.EOS,)
   )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_sizes():
+  """Prompts are read in chunks of two sizes; no other batch size pays."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(chunks, "SIZES", (32, 128))
+    patch.setattr(ready, "pays", lambda *_: False)
+    yield
 
 
 @pytest.fixture(scope="module")
