@@ -8,16 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nemodiff_jax.decode import driver, generate, quadratic_spec, rows, sampling
+from nemodiff_jax.decode import (
+  driver,
+  generate,
+  passes,
+  quadratic_spec,
+  rows,
+  sampling,
+)
 from nemodiff_jax.decode.config import MODES, RowSettings, decode_config
 from nemodiff_jax.decode.log import new_log
-from nemodiff_jax.decode.passes import block_pass as hidden_pass
 from nemodiff_jax.decode.prefill import bucket, chunk_width
 from nemodiff_jax.decode.state import Picked
-from nemodiff_jax.nn.model import head
+from nemodiff_jax.nn import model
 from tests import helpers
 
 SIZES = (70, 3, 29)
+# Operation by operation a pass is a hundred programs.
+hidden_pass = jax.jit(passes.block_pass, static_argnums=0)
+quadratic_pass = jax.jit(quadratic_spec.quadratic_pass, static_argnums=0)
+head = jax.jit(model.head, static_argnums=0)
 
 
 def started(tiny, mode, size=8, sizes=SIZES, **row):
@@ -42,7 +52,7 @@ def block_pass(decoder, weights, state, causal, lora=None):
 
 def test_quadratic_column_zero_is_verification(tiny):
   decoder, weights, state, _ = started(tiny, "quadratic_spec")
-  hidden, after = quadratic_spec.quadratic_pass(decoder, weights, state)
+  hidden, after = quadratic_pass(decoder, weights, state)
   causal = jnp.ones(len(SIZES), bool)
   verified, kept = block_pass(decoder, weights, state, causal)
   np.testing.assert_allclose(
@@ -54,7 +64,7 @@ def test_quadratic_column_zero_is_verification(tiny):
 
 def test_quadratic_masks_are_a_draft_behind_each_prefix(tiny):
   decoder, weights, state, _ = started(tiny, "quadratic_spec")
-  hidden, after = quadratic_spec.quadratic_pass(decoder, weights, state)
+  hidden, after = quadratic_pass(decoder, weights, state)
   masks = jnp.full_like(state.block.token, tiny.config.mask_id)
   everywhere = jnp.zeros(len(SIZES), bool)
   for i in range(decoder.block):
@@ -127,7 +137,7 @@ def test_logits_do_not_grow_with_the_batch(tiny, monkeypatch):
   def read():
     again = lambda: sampling.read(decoder, weights, hidden, at, state)
     whole = f"f32[3,8,{tiny.config.vocab_size}]"
-    return again(), whole in str(jax.make_jaxpr(again)())
+    return jax.jit(again)(), whole in str(jax.make_jaxpr(again)())
 
   want, grown = read()
   assert grown

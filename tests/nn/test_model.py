@@ -11,6 +11,7 @@ import pytest
 from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.io.hf_config import from_hf, to_hf
 from nemodiff_jax.io.names import released_name
+from nemodiff_jax.nn import model
 from nemodiff_jax.nn.attention import CachedPass
 from nemodiff_jax.nn.cache import (
   addresses,
@@ -19,18 +20,15 @@ from nemodiff_jax.nn.cache import (
   write,
 )
 from nemodiff_jax.nn.config import preset
-from nemodiff_jax.nn.model import (
-  Transformer,
-  cached_pass,
-  count_params,
-  head,
-  init_params,
-)
+from nemodiff_jax.nn.model import Transformer, count_params, init_params
 from pallas_kernels.range_attention import PAGE
 from tests import helpers
 from tests.golden import make_ministral3 as golden
 from tests.golden import make_rope as unusual
 
+# Operation by operation a pass is a hundred programs.
+cached_pass = jax.jit(model.cached_pass, static_argnums=0)
+head = jax.jit(model.head, static_argnums=0)
 GOLDEN = Path(golden.__file__).with_name("ministral3.npz")
 
 
