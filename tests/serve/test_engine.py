@@ -275,7 +275,7 @@ def changing(tiny):
   """
   draw = random.Random(19)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice([3, 20, 40]) for _ in range(9)], seed=5
+    tiny.config, [draw.choice([3, 20, 40]) for _ in range(12)], seed=5
   )
   rows = [
     RowSettings(draw.choice([5, 130, 260]), ignore_eos=True) for _ in prompts
