@@ -59,6 +59,6 @@ class Pace:
     return self._width, self._most()
 
   def _most(self) -> int:
-    """Passes that may yield as many tokens of a row as ar does in `passes`."""
+    """Passes that may yield about as many tokens of a row at any width."""
     cycles = cycles_of(self._width, self._passes)
     return min(self._passes, cycles * self.cycle)

@@ -54,7 +54,7 @@ class Scheduler:
       cycle: passes of the shortest cycle: 2 in linear_spec and diffusion.
       queue: requests that may wait.
       chunk: prompt tokens read per visit.
-      passes: of ar per visit, where nobody waits for a token.
+      passes: per visit at most, where nobody waits for a token.
       widths: chooses the width of each cycle; None: all of the block.
     """
     self.pool = pool

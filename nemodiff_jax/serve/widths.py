@@ -30,9 +30,9 @@ def passes_of(width: int) -> int:
   return 1 if width == 1 else 2
 
 
-def cycles_of(width: int, tokens: int) -> int:
-  """Cycles of a visit that is to yield so many tokens a row."""
-  return max(1, tokens // width)
+def cycles_of(width: int, passes: int) -> int:
+  """Cycles of a visit of so many passes at most, and twice as many tokens."""
+  return max(1, min(passes // passes_of(width), 2 * passes // width))
 
 
 class Widths:
@@ -50,7 +50,7 @@ class Widths:
     *,
     cost: float = 0.005,
     every: int = 16,
-    tokens: int = 16,
+    passes: int = 8,
   ):
     """Knows nothing yet.
 
@@ -59,12 +59,12 @@ class Widths:
       cost: of the time, as estimated, that trying other widths may lose; the
         truth is up to 1 %, since what is tried often is what looks good.
       every: choices before a width that was not used is tried again.
-      tokens: that a visit is to yield a row.
+      passes: of a visit, at most.
     """
     self._widths = tuple(sorted(widths))
     self._cost = cost
     self._every = every
-    self._tokens = tokens
+    self._passes = passes
     self._times: dict[tuple[int, int], deque[float]] = {}
     self._tried = {w: np.zeros(w - 1) for w in self._widths}
     self._right = {w: np.zeros(w - 1) for w in self._widths}
@@ -165,7 +165,7 @@ class Widths:
     lost = {}
     for width, rate in rates.items():
       seconds = self._cycle_time(bucket, width)
-      seconds *= cycles_of(width, self._tokens)
+      seconds *= cycles_of(width, self._passes)
       lost[width] = max(seconds * (1 - rate / rates[best]), 0.0)
     self._budget = min(self._budget, max(lost.values()))
     due = [

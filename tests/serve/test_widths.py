@@ -52,7 +52,7 @@ class World:
     noise = self.rng.lognormvariate(0, 0.1)
     if self.rng.random() < 0.1:
       noise *= 10  # The machine did something else.
-    cycles = cycles_of(width, 16)
+    cycles = cycles_of(width, 8)
     passes = cycles * passes_of(width)
     seconds = self.seconds[width] * noise * passes
     widths.observe_time(self.bucket, width, seconds, passes)
@@ -216,7 +216,7 @@ def test_acceptance_is_told_by_slot():
 
 @pytest.mark.parametrize(
   "right, wide, narrow, best",
-  [(32, 1, 16, 1), (32, 16, 16, 32), (1, 1, 4, 32), (1, 1, 16, 1)],
+  [(32, 1, 8, 1), (32, 16, 8, 32), (1, 1, 2, 32), (1, 1, 8, 1)],
 )
 def test_what_a_width_yields_counts_not_what_it_promises(
   right, wide, narrow, best
@@ -225,7 +225,7 @@ def test_what_a_width_yields_counts_not_what_it_promises(
   chosen, widths = [], Widths((1, 32))
   for _ in range(200):
     width, probe = widths.choose(["a"], 1)
-    cycles = cycles_of(width, 16)
+    cycles = cycles_of(width, 8)
     passes = cycles * passes_of(width)
     widths.observe_time(1, width, float(passes), passes)
     accepted = [right if width > 1 else 1] * cycles
