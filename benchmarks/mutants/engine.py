@@ -9,6 +9,7 @@ POOL = "tests/serve/test_pages.py"
 ALONE = "tests/serve/test_scheduler.py"
 VISITS = "tests/serve/test_visits.py"
 WIDTHS = "tests/serve/test_widths.py"
+CHUNKS = "tests/serve/test_chunks.py"
 PAGES = (
   _break(
     "the last full page is reused", "serve/pages.py",
@@ -243,6 +244,23 @@ VISIT = (
   ),
 )  # fmt: skip
 CHOICE = (
+  _break(
+    "a reading row counts as watched", "serve/scheduler.py",
+    "any(row.watched for row in self._slots)",
+    "any(row.watched for row in self.held)", VISITS + " watched",
+  ),
+  _break(
+    "what was slow once stays so", "serve/chunks.py",
+    "if known <= queries", "if known == queries", CHUNKS,
+  ),
+  _break(
+    "a chunk hides the passes beside it", "serve/chunks.py",
+    "seconds - passes * self._pass_time()", "seconds", CHUNKS,
+  ),
+  _break(
+    "masks have no room in a chunk", "serve/chunks.py",
+    "s - self._masks for s in SIZES", "s for s in SIZES", CHUNKS,
+  ),
   _break(
     "what a width yields does not count", "serve/widths.py",
     "tokens * self._yielded(width)", "tokens", WIDTHS,

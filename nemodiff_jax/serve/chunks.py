@@ -6,7 +6,13 @@ from collections import deque
 from nemodiff_jax.decode.prefill import bucket
 from nemodiff_jax.serve.request import Visit
 
-SIZES = 32, 128, 256, 512  # Queries of a pass over a prompt; few: few programs.
+SIZES = (
+  16,
+  32,
+  128,
+  256,
+  512,
+)  # Queries of a pass over a prompt; few: few programs.
 _PATIENCE = 1.5  # Cycles that rows may wait for a prompt.
 _WINDOW = 9
 
@@ -68,11 +74,11 @@ class ChunkSizes:
   def _wait(self, queries: int) -> float:
     """Cycles that pass while a chunk is read."""
     cycle = self._cycle * self._pass_time()
-    if queries in self._chunk and cycle:
-      return statistics.median(self._chunk[queries]) / cycle
-    known = [s for s in self._chunk if s < queries]
-    if known and cycle:  # At most as long as by its length.
-      nearest = max(known)
-      spent = statistics.median(self._chunk[nearest])
-      return spent * queries / nearest / cycle
+    spent = [  # At most as long as by its length.
+      statistics.median(times) * queries / known
+      for known, times in self._chunk.items()
+      if known <= queries
+    ]
+    if spent and cycle:
+      return min(spent) / cycle
     return queries / (self._cycle * self._queries)

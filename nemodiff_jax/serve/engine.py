@@ -97,6 +97,7 @@ class Engine:
     self._generations: dict[Request, Generation] = {}
     self._flights: deque[Flight] = deque()
     self._read_at = 0.0
+    self._awaited = True  # Whether the visit before had something to wait for.
 
   def submit(
     self,
@@ -183,8 +184,7 @@ class Engine:
 
   def step(self) -> list[Event]:
     """Dispatches the next visit, and reads the one before it."""
-    watched = any(row.watched for row in self.scheduler.held)
-    self.scheduler.chunk = self._chunks.tokens(watched)
+    self.scheduler.chunk = self._chunks.tokens(self.scheduler.watched)
     visit = self.scheduler.plan(self._ready)
     if visit is not None:
       self._flights.append(
@@ -287,9 +287,12 @@ class Engine:
     self._read_at = now
     visit = flight.visit
     count = 0 if flight.passed is None else int(flight.passed.count)
+    # A visit that only reads is not waited for: its time is in the next one's.
+    before, self._awaited = self._awaited, bool(flight.begun) or count > 0
     if not flight.first:
       self.statistics.visit(count, seconds)
-      self._chunks.observe(visit, count, seconds)
+      if before and self._awaited:
+        self._chunks.observe(visit, count, seconds)
     timed = count and since is not None and not flight.first
     if self._widths is not None and timed:
       spent = now - since

@@ -81,6 +81,11 @@ class Scheduler:
     return [*self._slots, *filter(None, [self._reading])]
 
   @property
+  def watched(self) -> bool:
+    """Whether somebody waits for the next token of a row that runs."""
+    return any(row.watched for row in self._slots)
+
+  @property
   def flight(self) -> int:
     """Visits that were planned and not read."""
     return len(self._flight)

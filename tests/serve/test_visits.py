@@ -115,6 +115,15 @@ def test_wide_cycles_make_short_visits():
     assert visit(engine).passes == passes
 
 
+def test_a_prompt_that_is_watched_makes_only_rows_that_run_wait():
+  engine = scheduler(chunk=4)
+  submit(engine, 6, watched=True)
+  visit(engine)
+  assert not engine.watched  # It is read still.
+  visit(engine)
+  assert engine.watched
+
+
 def test_widths_are_tried():
   widths = Widths((1, 4), every=1)
   engine = scheduler(block=4, cycle=2, passes=8, widths=widths)

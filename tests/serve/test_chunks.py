@@ -1,0 +1,75 @@
+"""How much of a prompt a visit reads."""
+
+import types
+
+import pytest
+
+from nemodiff_jax.serve.chunks import SIZES, ChunkSizes, last_sizes, size
+
+
+def visit(read: int = 0, queries: int = 8):
+  """One of so many prompt tokens, beside a pass of so many queries."""
+  chunks = [types.SimpleNamespace(start=5, stop=5 + read)] if read else []
+  return types.SimpleNamespace(chunks=chunks, bucket=queries, width=1)
+
+
+def learned(seconds: float, pass_seconds: float = 1.0, read: int = 32):
+  """Sizes that saw passes, and chunks of so many tokens."""
+  sizes = ChunkSizes(0, 1)
+  for _ in range(3):
+    sizes.observe(visit(), 2, 2 * pass_seconds)
+    sizes.observe(visit(read), 1, pass_seconds + seconds)
+  return sizes
+
+
+@pytest.mark.parametrize(
+  "queries, passes_over", [(1, 16), (16, 16), (17, 32), (500, 512), (513, 1024)]
+)
+def test_a_pass_over_a_prompt_has_one_of_few_sizes(queries, passes_over):
+  assert size(queries) == passes_over
+
+
+def test_the_last_chunk_has_room_for_masks():
+  assert last_sizes(0) == list(SIZES)
+  assert last_sizes(32) == [128, 256, 512]
+  assert ChunkSizes(32, 1).tokens(False) == 512 - 32
+
+
+def test_nobody_who_watches_means_large_chunks():
+  assert learned(9.0).tokens(False) == 512
+
+
+@pytest.mark.parametrize(
+  "seconds, tokens",
+  [
+    (1.4, 32),  # 1.5 cycles may pass; 128 tokens may take four times as long.
+    (0.37, 128),
+    (0.18, 256),
+    (0.09, 512),
+    (9.0, 16),  # The smallest, whatever it takes.
+  ],
+)
+def test_rows_that_are_watched_wait_for_a_cycle_and_a_half(seconds, tokens):
+  assert learned(seconds).tokens(True) == tokens
+
+
+def test_a_size_that_was_slow_once_is_tried_again():
+  sizes = learned(1.4)
+  sizes.observe(visit(128), 1, 100.0)  # The first run of its program.
+  for _ in range(9):
+    sizes.observe(visit(32), 1, 1.0 + 0.2)
+  assert sizes.tokens(True) == 128
+
+
+def test_cycles_of_two_passes_hide_chunks_twice_as_long():
+  sizes = ChunkSizes(0, 2)
+  sizes.observe(visit(), 2, 2.0)
+  sizes.observe(visit(32), 2, 2.0 + 2.9)
+  assert sizes.tokens(True) == 32
+
+
+def test_before_anything_was_timed_a_chunk_is_as_long_as_a_pass():
+  assert ChunkSizes(0, 1).tokens(True) == 16
+  wide = ChunkSizes(0, 2)
+  wide.observe(visit(queries=64), 2, 0.0)
+  assert wide.tokens(True) == 128
