@@ -41,19 +41,22 @@ def test_reused_pages_change_nothing(folder, mode):
   model = nd.load(str(folder))
   config = decode_config(model.config, mode, **MODES[mode])
   row = RowSettings(12)
-  fresh = lambda prompt: last(streams.watch(model, config, prompt, row))
-  engine = open_engine(model, config, rows=1, max_length=400)
+  engine, fresh = (
+    open_engine(model, config, rows=1, max_length=400) for _ in range(2)
+  )
   prompt = helpers.prompts_of(model.config, (140,))[0]
   first = reply(engine, prompt, row)
   assert first.request.reused == 0
   more = [*prompt, *first.output.token_ids[:-1], 70, 71, 72]
   other = prompt[:10] + more[30:]  # The conversation was changed at 10.
   for turn, reused in ((more, 128), (other, 0), (prompt, 128)):
-    made, want = reply(engine, turn, row), fresh(turn)
-    assert made.request.reused == reused
-    got = made.output.result()
+    fresh.cache.pages.flush()
+    made, anew = reply(engine, turn, row), reply(fresh, turn, row)
+    assert (made.request.reused, anew.request.reused) == (reused, 0)
+    got, want = made.output.result(), anew.output.result()
     assert (got.token_ids, got.nfe) == (want.token_ids, want.nfe)
-    assert got.accepted == want.accepted and made.output.text == want.text
+    assert got.accepted == want.accepted
+    assert made.output.text == anew.output.text
 
 
 def test_a_reply_broken_off_leaves_good_pages(folder):
