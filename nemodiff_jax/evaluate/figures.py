@@ -160,11 +160,12 @@ def _calibration(judged: dict[str, list]) -> tuple[str, str]:
       s=[8 + 90 * (b["count"] / len(many)) ** 0.5 for b in bins],
       label=f"{setting}, {len(many)} drafts", color=_shade(setting, judged),
     )  # fmt: skip
-  axes.set_xlabel("confidence of a draft token")
+  axes.set_xlabel("confidence of a draft token (larger dots: more tokens)")
   axes.set_ylabel("share that the verifier confirms")
-  axes.set_ylim(-0.03, 1.2)
+  axes.set_ylim(-0.03, 1.2)  # Room for the legend: no share is above 1.
+  axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
   axes.legend(frameon=False, loc="upper left")
-  return "calibration of drafts (area: how many)", _svg(figure)
+  return "calibration of drafts", _svg(figure)
 
 
 def _shade(setting: str, among: Sequence[str] | dict) -> Any:

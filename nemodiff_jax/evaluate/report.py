@@ -19,7 +19,6 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2em auto;
 table { border-collapse: collapse; font-size: 14px }
 td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left;
   vertical-align: top }
-td.n, th.n { text-align: right }
 .figures { display: flex; flex-wrap: wrap; gap: 1em }
 figure { margin: 0; max-width: 36em } figcaption { font-weight: 600 }
 svg { max-width: 100%; height: auto }
