@@ -41,7 +41,7 @@ from nemodiff_jax.serve.steps import (
   one_step,
 )
 
-PASSES = 8  # Of a visit, at most: a row that ends holds its slot so long.
+PASSES = 8  # Of a visit, at most: an ended row holds its slot so long.
 
 _jit = functools.partial(
   jax.jit,

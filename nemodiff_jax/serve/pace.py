@@ -40,7 +40,7 @@ class Pace:
     """The width of the next cycles, and their passes at most.
 
     A visit is as long as its rows take for a number of tokens, whatever the
-    width: a row that has ended holds its slot until the visit is read.
+    width: a row that has ended holds its slot until the next visit is read.
 
     It changes only where every row is between two cycles for certain: rows
     that are aligned are so between visits, others where it was read.
