@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import math
 
 import pytest
@@ -79,7 +80,11 @@ def test_aot_of_the_guard_against_bad_steps(ordinary):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_aot_of_rows_that_are_one_document(packed):
-  """Without starts of documents the forward pass runs in our kernel."""
+  """Without starts of documents the forward pass runs in our kernel.
+
+  With them in tokamax's, where that is installed, else in XLA.
+  """
+  installed = importlib.util.find_spec("tokamax") is not None
   config = dataclasses.replace(preset("8b"), num_layers=2)
   text = gradient(Job(config, (1, 1, 1), 1, packed=packed)).as_text()
-  assert ("mosaic_gpu" in text) is not packed
+  assert ("mosaic_gpu" in text) is (installed or not packed)
