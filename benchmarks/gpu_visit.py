@@ -136,14 +136,15 @@ def main() -> None:
   if args.limit is not None and args.limit <= 0:
     parser.error(f"--limit should be above 0 seconds, got {args.limit}")
   args.out.mkdir(parents=True, exist_ok=True)
-  results = args.out / "results.jsonl"
+  results, shown = args.out / "results.jsonl", ""
   for part in parts:
     end = run_part(part, args.out, args.limit or LIMITS[part], args.toy)
     append(results, end)
     lines = [x for x in read(results) if x["toy"] == args.toy]
-    (args.out / "visit.md").write_text(table(lines), encoding="utf-8")
+    shown = table(lines)
+    (args.out / "visit.md").write_text(shown, encoding="utf-8")
     print(f"{part}: {end['end']} ({end['seconds']} s)", flush=True)
-  print(f"\n{table(lines)}")
+  print(f"\n{shown}")
 
 
 if __name__ == "__main__":

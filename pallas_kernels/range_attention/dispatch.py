@@ -61,7 +61,7 @@ def resolve(
   if implementation == "xla":
     return "xla"
   found = capability()
-  reasons = []
+  reason, reasons = None, []
   # Unasked, tokamax serves calls with k_start alone: those of training.
   unasked = ("mosaic", "triton") + (("tokamax",) if starts else ())
   for name in unasked if implementation is None else (implementation,):
