@@ -12,6 +12,7 @@ from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.model import Model
 from nemodiff_jax.nn.cache import pages_for
+from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.serve.cache import Cache, new_cache
 from nemodiff_jax.serve.engine import STOP_IDS, Engine
 from nemodiff_jax.serve.widths import Widths
@@ -45,7 +46,7 @@ def open_engine(
   Raises:
     UserError: memory leaves no page.
   """
-  length = longest(model, max_length)
+  length = longest(model.config, max_length)
   keep, stops = MAX_LOGPROBS, STOP_IDS
   if settings is not None:
     asked = [s.logprobs for s in settings if s.logprobs is not None]
@@ -103,10 +104,9 @@ def open_cache(
   return new_cache(model.module, pages)
 
 
-def longest(model: Model, max_length: int | None) -> int:
+def longest(model: ModelConfig, max_length: int | None) -> int:
   """Positions of a request at most; None: as many as the model has."""
-  most = model.config.max_positions
-  return min(max_length or most, most)
+  return min(max_length or model.max_positions, model.max_positions)
 
 
 def _page_bytes(model: Model) -> int:

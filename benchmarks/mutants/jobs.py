@@ -122,7 +122,7 @@ MUTATIONS = (
   ),
   _break(
     "tokens per forward of batches", "cli/progress.py",
-    "self._passes += output.nfe", "self._passes += 1", f"{FLAGS} summary",
+    "self._passes += passes", "self._passes += 1", f"{FLAGS} summary",
   ),
   _break(
     "a flag that does not parse is 1", "cli/main.py",
@@ -151,23 +151,27 @@ MUTATIONS = (
   ),
   _break(
     "a refusal in a batch is a 200", "cli/openai_lines.py",
-    '_line(line, name, 400, {"error"', '_line(line, name, 200, {"error"',
-    f"{BATCH} 400",
+    "_line(line, name, refused.status, openai_error",
+    "_line(line, name, 200, openai_error", f"{BATCH} 400",
   ),
   _break(
-    "two limits, the second is lost", "cli/openai_lines.py",
-    "if len(most) == 2 and most[0] != most[1]:", "if len(most) == 3:",
-    f"{BATCH} 400",
+    "a batch draws its seeds", "cli/openai_calls.py",
+    'for name in ("temperature", "top_k", "top_p", "min_p", "seed")',
+    'for name in ("temperature", "top_k", "top_p", "min_p")', f"{BATCH} absent",
   ),
   _break(
-    "--chat makes completions chats", "cli/jobs.py",
-    "task = dataclasses.replace(self, chat=False).task(", "task = self.task(",
-    f"{BATCH} absent",
+    "a batch may stream", "cli/openai_calls.py",
+    "if given.stream:", "if False:", f"{BATCH} 400",
   ),
   _break(
-    "a batch's stop is dropped", "cli/openai_lines.py",
-    '_SAME = ("temperature", "top_p", "seed", "stop")',
-    '_SAME = ("temperature", "top_p", "seed")', f"{BATCH} stop_ends",
+    "a batch has the server's length", "cli/openai_calls.py",
+    'own["max_tokens"] = row.max_new_tokens', "pass", f"{BATCH} own_lines",
+  ),
+  _break(
+    "a refused line of a batch ends the job", "cli/run_job.py",
+    "        elif isinstance(output, UserError):\n          errors += 1\n",
+    "        elif isinstance(output, UserError):\n          raise output\n",
+    f"{BATCH} turn",
   ),
   _break(
     "bytes are sent as they are", "cli/conversation.py",

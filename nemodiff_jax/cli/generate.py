@@ -71,7 +71,8 @@ def main() -> int:
   config = shared.run_config(opened.config)
   shared.devices(opened)
   limit, think = shared.max_length(), shared.ENABLE_THINKING.value
-  reader = jobs.Reader(opened, row, limit, shared.CHAT.value, think)
+  chat = shared.CHAT.value
+  reader = jobs.Reader(opened, config, row, limit, chat, think)
   if file is not None:
     items = list(reader.read(file))
   else:
@@ -81,7 +82,7 @@ def main() -> int:
       return _show(opened, config, task)
   settings = _settings(opened, config, row)
   return run_job.run_job(
-    opened, config, items, size, _OUTPUT.value, settings, _KEEP_ORDER.value
+    reader, items, size, _OUTPUT.value, settings, _KEEP_ORDER.value
   )
 
 

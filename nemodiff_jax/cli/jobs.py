@@ -2,13 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from nemodiff_jax.cli import openai_lines
-from nemodiff_jax.decode.config import ROW_FIELDS, RowSettings, check_prompt
+from nemodiff_jax.cli.openai_calls import Calls
+from nemodiff_jax.decode.config import (
+  ROW_FIELDS,
+  DecodeConfig,
+  RowSettings,
+  check_prompt,
+)
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.jsonl import Line, read_lines
@@ -22,21 +29,41 @@ Id = str | int
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A line that can be served.
+  """A line of our own form that can be served.
 
   Attributes:
     line: its number.
-    id: its id, or custom_id; else the number.
+    id: its id; else the number.
     prompt: checked ids.
     row: its settings.
-    request: what OpenAI's batch form asks of the answer; None: our own form.
   """
 
   line: int
   id: Id
   prompt: list[int]
   row: RowSettings
-  request: openai_lines.Request | None = None
+
+  @property
+  def sizes(self) -> tuple[int, int]:
+    """Tokens of its prompt, and of its output at most."""
+    return len(self.prompt), self.row.max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTask:
+  """A line of OpenAI's form that can be served.
+
+  Attributes:
+    line: its number.
+    id: its custom_id.
+    request: what it asks for; read again when its turn comes.
+    sizes: tokens of its longest prompt, and of an output at most.
+  """
+
+  line: int
+  id: Id
+  request: openai_lines.Request
+  sizes: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +76,16 @@ class Refused:
   batch: bool = False
 
 
+Item = Task | BatchTask | Refused
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
   """Turns lines of a prompts file into tasks.
 
   Attributes:
     checkpoint: whose config, tokenizer and template serve the lines.
+    config: how lines are decoded that say nothing else.
     row: settings of lines that set none.
     max_length: limit on positions, if one is set.
     chat: take `prompt` as a message of the user.
@@ -62,12 +93,13 @@ class Reader:
   """
 
   checkpoint: Checkpoint
+  config: DecodeConfig
   row: RowSettings
   max_length: int | None = None
   chat: bool = False
   enable_thinking: bool | None = None
 
-  def read(self, path: str) -> Iterator[Task | Refused]:
+  def read(self, path: str) -> Iterator[Item]:
     """Yields every line that is not blank, in order; '-': standard input.
 
     Raises:
@@ -83,7 +115,7 @@ class Reader:
     except UserError as e:
       raise UserError(f"prompts_file {path!r}: {e}") from e
 
-  def _item(self, line: Line, seen: dict[Id, int]) -> Task | Refused:
+  def _item(self, line: Line, seen: dict[Id, int]) -> Item:
     """A line as a task, if it is one; keeps in `seen` where each id was."""
     given, name, unread = line.value, None, line.error
     if unread is not None:
@@ -111,13 +143,23 @@ class Reader:
       error = UserError(f"{type(e).__name__}: {e}", "internal")
       return Refused(line.number, name, error, batch)
 
-  def _request(self, given: dict[str, Any], line: int, name: Id) -> Task:
-    request, fields = openai_lines.read_request(given)
-    if self.checkpoint.tokenizer is None:
-      raise UserError("this checkpoint has no tokenizer: answers are texts.")
-    # A prompt is no message there, whatever --chat says.
-    task = dataclasses.replace(self, chat=False).task(fields, line, name)
-    return dataclasses.replace(task, request=request)
+  @functools.cached_property
+  def calls(self) -> Calls:
+    """What reads and answers the lines of OpenAI's form."""
+    return Calls(
+      self.checkpoint,
+      self.config,
+      self.row,
+      self.max_length,
+      self.enable_thinking,
+      self.checkpoint.folder.name,
+    )
+
+  def _request(self, given: dict[str, Any], line: int, name: Id) -> BatchTask:
+    request = openai_lines.read_request(given, line, name)
+    rows = self.calls.read(request).jobs
+    sizes = [(len(job.prompt), job.row.max_new_tokens) for job in rows]
+    return BatchTask(line, name, request, max(sizes, key=sum))
 
   def task(self, given: dict[str, Any], line: int, name: Id) -> Task:
     """One task of its fields.

@@ -1,37 +1,35 @@
-"""Lines of OpenAI's batch files, taken as they are and answered in their form.
+"""Lines of OpenAI's batch files: their form, and that of the answers.
 
 A request is {"custom_id", "method", "url", "body"}; its answer {"id",
 "custom_id", "response": {"status_code", "request_id", "body"}, "error"}. What
-is refused has a status code of 400 and the error in the body, as OpenAI's own
-files have it. https://platform.openai.com/docs/api-reference/batch
+is refused has another status code than 200 and the error in the body, as
+OpenAI's own files have it. https://platform.openai.com/docs/api-reference/batch
 """
 
 import dataclasses
 import hashlib
-import time
 from typing import Any
 
-from nemodiff_jax.api import DecodeOutput
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.serve.errors import as_refusal, openai_error
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _LINE = ("custom_id", "method", "url", "body")
-_SAME = ("temperature", "top_p", "seed", "stop")
-_LIMITS = ("max_tokens", "max_completion_tokens")
-_PROMPT = {CHAT: "messages", COMPLETIONS: "prompt"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What the answer to a line needs of it.
+  """What a line asks for.
 
   Attributes:
+    id: made of the line's number and its custom_id.
     url: CHAT or COMPLETIONS.
-    model: the name that the line gives, if it does.
+    body: as a server would get it, without what is null.
   """
 
+  id: str
   url: str
-  model: str | None
+  body: dict[str, Any]
 
 
 def is_request(line: dict[str, Any]) -> bool:
@@ -39,87 +37,47 @@ def is_request(line: dict[str, Any]) -> bool:
   return "custom_id" in line or "body" in line
 
 
-def read_request(line: dict[str, Any]) -> tuple[Request, dict[str, Any]]:
-  """A line as a request, and as fields of a line of our own.
+def read_request(given: dict[str, Any], line: int, name: Any) -> Request:
+  """A line as a request; what its body says is not looked at.
 
   A field that is null counts as absent.
 
   Raises:
-    UserError: a field that is unknown, or that has no such value.
+    UserError: another form.
   """
-  line = _present(line)
-  _known("the line", line, _LINE)
-  if line.get("method", "POST") != "POST":
-    raise UserError(f"method should be POST, got {line['method']!r:.40}.")
-  if not isinstance(line.get("body"), dict):
-    raise UserError(f"body should be an object, got {line.get('body')!r:.40}.")
-  body = _present(line["body"])
-  url = line.get("url", CHAT if "messages" in body else COMPLETIONS)
+  given = _present(given)
+  for field in given:
+    if field not in _LINE:
+      raise UserError(
+        f"the line: {field!r:.40} is not served; known are {', '.join(_LINE)}.",
+        "unknown_field",
+      )
+  if given.get("method", "POST") != "POST":
+    raise UserError(f"method should be POST, got {given['method']!r:.40}.")
+  if not isinstance(given.get("body"), dict):
+    raise UserError(f"body should be an object, got {given.get('body')!r:.40}.")
+  body = _present(given["body"])
+  url = given.get("url", CHAT if "messages" in body else COMPLETIONS)
   if url not in (CHAT, COMPLETIONS):
     raise UserError(f"url should be {CHAT} or {COMPLETIONS}, got {url!r:.60}.")
-  limits = _LIMITS if url == CHAT else _LIMITS[:1]
-  _known(f"body of {url}", body, ("model", _PROMPT[url], *limits, *_SAME))
-  model = body.get("model")
-  if model is not None and not isinstance(model, str):
-    raise UserError(f"model should be a text, got {model!r:.40}.")
-  # The form of log-probabilities is another; the flag is for our own lines.
-  fields = {k: body[k] for k in _SAME if k in body} | {"logprobs": None}
-  most = [body[k] for k in limits if k in body]
-  if len(most) == 2 and most[0] != most[1]:
-    raise UserError(f"{' and '.join(limits)} should be equal, got {most}.")
-  if most:
-    fields["max_new_tokens"] = most[0]
-  return Request(url, model), fields | _prompt(body, url)
+  return Request(_digest(line, name), url, body)
 
 
-def answer(
-  line: int, name: Any, request: Request, output: DecodeOutput, model: str
-) -> dict[str, Any]:
+def answer(line: int, name: Any, body: dict[str, Any]) -> dict[str, Any]:
   """The line that answers a request.
 
   Args:
     line: the request's number.
     name: its custom_id.
-    request: from `read_request`.
-    output: what was decoded.
-    model: its name, for requests that give none.
+    body: of the answer, as a server gives it.
   """
-  if request.url == CHAT:
-    message = {"role": "assistant", "content": output.text, "refusal": None}
-    kind, prefix, said = "chat.completion", "chatcmpl", {"message": message}
-  else:
-    kind, prefix, said = "text_completion", "cmpl", {"text": output.text}
-  body = {
-    "id": f"{prefix}-{_digest(line, name)}",
-    "object": kind,
-    "created": int(time.time()),
-    "model": request.model or model,
-    "choices": [
-      {
-        "index": 0,
-        **said,
-        "logprobs": None,
-        "finish_reason": output.finish_reason,
-      }
-    ],
-    "usage": {
-      "prompt_tokens": output.prompt_tokens,
-      "completion_tokens": output.completion_tokens,
-      "total_tokens": output.prompt_tokens + output.completion_tokens,
-    },
-  }
   return _line(line, name, 200, body)
 
 
-def refusal(line: int, name: Any, kind: str, message: str) -> dict[str, Any]:
-  """The line that says why a request was not served."""
-  error = {
-    "message": message,
-    "type": "invalid_request_error",
-    "param": None,
-    "code": kind,
-  }
-  return _line(line, name, 400, {"error": error})
+def refusal(line: int, name: Any, error: UserError) -> dict[str, Any]:
+  """The line that says why a request was not served, in the server's words."""
+  refused = as_refusal(error)
+  return _line(line, name, refused.status, openai_error(refused))
 
 
 def outcome(answered: dict[str, Any]) -> tuple[Any, bool]:
@@ -147,26 +105,3 @@ def _digest(line: int, name: Any) -> str:
 
 def _present(given: dict[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in given.items() if v is not None}
-
-
-def _known(where: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
-  for name in given:
-    if name not in known:
-      raise UserError(
-        f"{where}: {name!r:.40} is not served; known are {', '.join(known)}.",
-        "unknown_field",
-      )
-
-
-def _prompt(body: dict[str, Any], url: str) -> dict[str, Any]:
-  if url == CHAT:
-    return {"messages": body.get("messages")}
-  prompt = body.get("prompt")
-  if isinstance(prompt, list) and len(prompt) == 1:
-    if not isinstance(prompt[0], int):  # A list of one prompt.
-      (prompt,) = prompt
-  if isinstance(prompt, list):
-    if any(not isinstance(i, int) for i in prompt):
-      raise UserError("prompt should be one text, or one list of token ids.")
-    return {"prompt_ids": prompt}
-  return {"prompt": prompt}

@@ -7,8 +7,6 @@ from typing import Self
 
 import tqdm
 
-from nemodiff_jax.api import DecodeOutput
-
 INTERVAL = 30.0  # Seconds between two lines.
 
 
@@ -33,13 +31,12 @@ class Progress:
     self._ended.set()
     self._bar.close()
 
-  def add(self, output: DecodeOutput) -> DecodeOutput:
-    """Counts an output, and returns it."""
+  def add(self, tokens: int, passes: int) -> None:
+    """Counts an output."""
     self._prompts += 1
-    self._tokens += output.completion_tokens
-    self._passes += output.nfe
+    self._tokens += tokens
+    self._passes += passes
     self._bar.update()
-    return output
 
   def summary(self, errors: int) -> str:
     """The whole job in a line."""

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TextIO
 
 from nemodiff_jax.api import DecodeOutput
 from nemodiff_jax.cli import openai_lines
-from nemodiff_jax.cli.jobs import Id, Refused, Task
+from nemodiff_jax.cli.jobs import BatchTask, Id, Item, Refused, Task
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.jsonl import dump_line
 
@@ -67,23 +67,23 @@ class Writer:
         f"output {path!r} cannot be written: {e.strerror}."
       ) from e
 
-  def has(self, item: Task | Refused) -> bool:
+  def has(self, item: Item) -> bool:
     """Whether the line was served before this run."""
     again = isinstance(item, Refused) and item.error.kind == "repeated_id"
     return item.id in self.done and not again
 
-  def result(self, task: Task, output: DecodeOutput, model: str) -> None:
-    """Writes the result of a task; `model` is the name of the checkpoint."""
-    if task.request is not None:
-      fields = openai_lines.answer(
-        task.line, task.id, task.request, output, model
-      )
-    else:
+  def result(
+    self, task: Task | BatchTask, output: DecodeOutput | dict[str, Any]
+  ) -> None:
+    """Writes the result of a task: an output, or the body of an answer."""
+    if isinstance(output, DecodeOutput):
       extra = ("accepted", "logprobs")
       fields = {"id": task.id, **dataclasses.asdict(output)}
       fields = {
         k: v for k, v in fields.items() if k not in extra or v is not None
       }
+    else:
+      fields = openai_lines.answer(task.line, task.id, output)
     self._write(dump_line(fields))
 
   def refusal(self, refused: Refused) -> None:
@@ -144,13 +144,13 @@ class Writer:
 
 
 def _refusal(refused: Refused) -> bytes:
+  if refused.batch:
+    return dump_line(
+      openai_lines.refusal(refused.line, refused.id, refused.error)
+    )
   kind, message = refused.error.kind, str(refused.error)
   if len(message) > _LONGEST:
     message = message[:_LONGEST] + "..."
-  if refused.batch:
-    return dump_line(
-      openai_lines.refusal(refused.line, refused.id, kind, message)
-    )
   error = {"type": kind, "message": message}
   return dump_line({"id": refused.id, "line": refused.line, "error": error})
 

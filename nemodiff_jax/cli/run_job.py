@@ -1,13 +1,15 @@
 """Decodes the tasks of a job and writes what comes of every line."""
 
 import collections
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemodiff_jax import api
+from nemodiff_jax.api import DecodeOutput
 from nemodiff_jax.cli import flags
-from nemodiff_jax.cli.jobs import Refused, Task
+from nemodiff_jax.cli.jobs import BatchTask, Item, Reader, Refused, Task
 from nemodiff_jax.cli.progress import Progress
 from nemodiff_jax.cli.results import Writer
 from nemodiff_jax.decode.config import DecodeConfig
@@ -16,12 +18,12 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
 
 _LEAD = 8  # Batches that results may be held back for, by --keep_order.
+Results = Iterator[tuple[Task | BatchTask, Any]]
 
 
 def run_job(
-  opened: Checkpoint,
-  config: DecodeConfig,
-  items: Sequence[Task | Refused],
+  reader: Reader,
+  items: Sequence[Item],
   size: int,
   path: str | None,
   settings: dict[str, Any],
@@ -30,8 +32,7 @@ def run_job(
   """Serves what of a job is not done; returns the exit code, 0 or 3.
 
   Args:
-    opened: the checkpoint; its weights are read if there is something to do.
-    config: how to decode.
+    reader: that made the items; weights are read if there is something to do.
     items: every line of the job.
     size: prompts decoded together.
     path: --output; None: standard output.
@@ -41,32 +42,29 @@ def run_job(
   Raises:
     UserError: the output cannot be used, or a batch does not fit in memory.
   """
-  items = [_if_it_fits(opened, config, i) for i in items]
+  items = [_if_it_fits(reader, i) for i in items]
   refused = [i for i in items if isinstance(i, Refused)]
   writer = Writer(path, settings, sys.stdout, refused)
   items = [i for i in items if not writer.has(i)]
-  tasks = [i for i in items if isinstance(i, Task)]
+  tasks = [i for i in items if not isinstance(i, Refused)]
   errors = len(items) - len(tasks)
   if writer.done:
     done = len(writer.done)
     print(f"{done} done before, {len(tasks)} to do", file=sys.stderr)
-  outputs = iter(())
-  if tasks:
-    check_fit(opened, config, tasks, size)
-    model = flags.load(opened, config.mode == "linear_spec")
-    outputs = api.rows_as_done(
-      model, config, [t.prompt for t in tasks], [t.row for t in tasks], size,
-      _LEAD * size if keep_order else None,
-    )  # fmt: skip
+  lead = _LEAD * size if keep_order else None
+  done = _outputs(reader, tasks, size, lead) if tasks else {}
   progress = Progress(len(tasks))
-  done = ((tasks[i], progress.add(output)) for i, output in outputs)
   try:
     with progress:
       for item, output in (_in_order if keep_order else _as_done)(items, done):
         if isinstance(item, Refused):
           writer.refusal(item)
+        elif isinstance(output, UserError):
+          errors += 1
+          writer.refusal(Refused(item.line, item.id, output, True))
         else:
-          writer.result(item, output, opened.folder.name)
+          progress.add(*_counts(output))
+          writer.result(item, output)
   except (KeyboardInterrupt, SystemExit):
     if path is not None:
       print("the same command goes on from here", file=sys.stderr)
@@ -80,12 +78,46 @@ def run_job(
   return 3 if errors else 0
 
 
+def _outputs(
+  reader: Reader, tasks: Sequence[Task | BatchTask], size: int, lead: int | None
+) -> dict[type, Results]:
+  """By kind of line, what comes of them as they are done."""
+  opened, config = reader.checkpoint, reader.config
+  own = [t for t in tasks if isinstance(t, Task)]
+  batch = [t for t in tasks if isinstance(t, BatchTask)]
+  check_fit(opened, config, tasks, size)
+  # Requests of a batch may name the mode that uses the drafter.
+  drafter = config.mode == "linear_spec" or bool(batch)
+  model = flags.load(opened, drafter)
+  outputs = api.rows_as_done(
+    model, config, [t.prompt for t in own], [t.row for t in own], size, lead
+  )
+  found: dict[type, Results] = {Task: ((own[i], o) for i, o in outputs)}
+  if batch:
+    answers = reader.calls.answers(
+      model,
+      [t.request for t in batch],
+      size,
+      max(sum(t.sizes) for t in batch),
+      lead,
+    )
+    found[BatchTask] = ((batch[i], o) for i, o in answers)
+  return found
+
+
+def _counts(output: DecodeOutput | dict[str, Any]) -> tuple[int, int]:
+  """Tokens and passes."""
+  if isinstance(output, DecodeOutput):
+    return output.completion_tokens, output.nfe
+  return output["usage"]["completion_tokens"], output["usage"]["nfe"]
+
+
 def _as_done(
-  items: Sequence[Task | Refused], done: Iterator[tuple[Task, Any]]
-) -> Iterator[tuple[Task | Refused, Any]]:
+  items: Sequence[Item], done: dict[type, Results]
+) -> Iterator[tuple[Item, Any]]:
   """Results as they come, each behind the lines refused before its own."""
   refused = collections.deque(i for i in items if isinstance(i, Refused))
-  for task, output in done:
+  for task, output in itertools.chain.from_iterable(done.values()):
     while refused and refused[0].line < task.line:
       yield refused.popleft(), None
     yield task, output
@@ -93,8 +125,8 @@ def _as_done(
 
 
 def _in_order(
-  items: Sequence[Task | Refused], done: Iterator[tuple[Task, Any]]
-) -> Iterator[tuple[Task | Refused, Any]]:
+  items: Sequence[Item], done: dict[type, Results]
+) -> Iterator[tuple[Item, Any]]:
   """Lines in their order; what is held back is lost if the job is stopped."""
   held: dict[int, Any] = {}
   for item in items:
@@ -102,13 +134,16 @@ def _in_order(
       yield item, None
       continue
     while item.line not in held:
-      task, output = next(done)
+      task, output = next(done[type(item)])
       held[task.line] = output
     yield item, held.pop(item.line)
 
 
 def check_fit(
-  opened: Checkpoint, config: DecodeConfig, tasks: Sequence[Task], size: int
+  opened: Checkpoint,
+  config: DecodeConfig,
+  tasks: Sequence[Task | BatchTask],
+  size: int,
 ) -> None:
   """Raises a UserError if tasks do not fit in memory, `size` at a time."""
   check_memory(
@@ -116,20 +151,19 @@ def check_fit(
     config,
     flags.DTYPE.value or api.default_dtype(),
     min(size, len(tasks)),
-    max(len(t.prompt) for t in tasks),
-    max(t.row.max_new_tokens for t in tasks),
+    max(t.sizes[0] for t in tasks),
+    max(t.sizes[1] for t in tasks),
     scheme=opened.loaded_scheme(flags.QUANTIZE.value),
     devices=flags.devices(opened),
   )
 
 
-def _if_it_fits(
-  opened: Checkpoint, config: DecodeConfig, item: Task | Refused
-) -> Task | Refused:
+def _if_it_fits(reader: Reader, item: Item) -> Item:
   """Refuses a line that would not even fit alone."""
-  if isinstance(item, Task):
-    try:
-      check_fit(opened, config, [item], 1)
-    except UserError as e:
-      return Refused(item.line, item.id, e, item.request is not None)
+  if isinstance(item, Refused):
+    return item
+  try:
+    check_fit(reader.checkpoint, reader.config, [item], 1)
+  except UserError as e:
+    return Refused(item.line, item.id, e, isinstance(item, BatchTask))
   return item

@@ -143,7 +143,7 @@ class Engine(Protocol):
     """Whether a step would do anything."""
     ...
 
-  def cancel(self, request: Hashable) -> None:
+  def cancel(self, request: Any) -> None:
     """Ends a request, if it has not ended; no event tells of it."""
     ...
 

@@ -1,11 +1,12 @@
 """Refusals, and the forms in which each protocol tells them."""
 
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve.queue import QueueFull
+
+if TYPE_CHECKING:
+  from pydantic import BaseModel, ValidationError
 
 _TYPES = {
   400: "BadRequestError",
@@ -18,7 +19,7 @@ _TYPES = {
   500: "InternalServerError",
   503: "ServiceUnavailableError",
 }
-Kind = TypeVar("Kind", bound=BaseModel)
+Kind = TypeVar("Kind", bound="BaseModel")
 LONGEST = 500  # Characters: a value in a message may be a whole book.
 RETRY_AFTER = 1  # Seconds.
 
@@ -43,6 +44,8 @@ def read(kind: type[Kind], given: Any) -> Kind:
   Raises:
     Refusal: the first thing that is wrong with it; param names the field.
   """
+  from pydantic import ValidationError  # Refusals do without the extra.
+
   try:
     return kind.model_validate(given)
   except ValidationError as e:
@@ -97,7 +100,7 @@ def short(message: str) -> str:
   return message if len(message) <= LONGEST else message[:LONGEST] + "..."
 
 
-def _refusal(error: ValidationError) -> Refusal:
+def _refusal(error: "ValidationError") -> Refusal:
   found = error.errors(include_url=False, include_context=False)[0]
   names = [str(x) for x in found["loc"]]
   param = names[0][:100] if names else None

@@ -8,14 +8,18 @@ from absl.testing import flagsaver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("pydantic", reason="needs the extra [serve]")
+
 import nemodiff_jax as nd
-from nemodiff_jax import api
+from nemodiff_jax import api, serving
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import jobs, run_job
 from nemodiff_jax.decode import results
 from nemodiff_jax.decode import rows as decoding
 from nemodiff_jax.decode.config import ROW_FIELDS, RowSettings, decode_config
 from nemodiff_jax.io.checkpoint import open_checkpoint
+from nemodiff_jax.serve.protocol.openai import ChatRequest
+from tests.serve import fakes
 
 TEMPLATE = (
   "{% for m in messages %}{% for call in m.tool_calls %}"
@@ -49,8 +53,9 @@ PROMPT = st.one_of(
 SETTINGS = st.dictionaries(
   st.sampled_from([*ROW_FIELDS, "id", "enable_thinking"]), ANY, max_size=3
 )
+KNOWN = ["model", "max_tokens", "temperature", "stop", "n", "seed"]
 BODY = st.dictionaries(
-  st.sampled_from(["model", "max_tokens", "temperature", "stop", "n", "seed"]),
+  st.sampled_from(KNOWN) | st.sampled_from([*ChatRequest.model_fields]),
   ANY,
   max_size=3,
 )
@@ -96,15 +101,18 @@ def serve(chatty, tmp_path, monkeypatch):
 
   monkeypatch.setattr(api, "rows_as_done", decode)
   monkeypatch.setattr(shared, "load", lambda *_: model)
+  engine = lambda *_, **__: fakes.FakeEngine(lambda job: [9])
+  monkeypatch.setattr(serving, "open_lanes", engine)
   count = iter(range(10**6))
 
   def call(lines):
     source = tmp_path / "in.jsonl"
     out = tmp_path / f"out{next(count)}.jsonl"
     source.write_bytes(b"\n".join(lines))
-    reader = jobs.Reader(opened, RowSettings(2, end_think_token_id=9))
+    row = RowSettings(2, end_think_token_id=9)
+    reader = jobs.Reader(opened, config, row)
     items = list(reader.read(str(source)))
-    code = run_job.run_job(opened, config, items, 2, str(out), {})
+    code = run_job.run_job(reader, items, 2, str(out), {})
     raw = out.read_bytes()
     assert raw.count(b"\n") == len(raw.decode().splitlines())
     found = [json.loads(x, parse_constant=refuse) for x in raw.splitlines()]
