@@ -63,9 +63,9 @@ def make_app(
 
 
 def _status(app: FastAPI, service: Service) -> None:
-  @app.get("/health")
-  @app.get("/ping")
-  @app.get("/ready")
+  @app.get("/health", response_class=Response)
+  @app.get("/ping", response_class=Response)
+  @app.get("/ready", response_class=Response)
   async def health() -> Response:
     return Response(status_code=200 if service.ready else 503)
 
@@ -73,7 +73,7 @@ def _status(app: FastAPI, service: Service) -> None:
   async def version() -> dict[str, str]:
     return {"version": nemodiff_jax.__version__}
 
-  @app.get("/metrics")
+  @app.get("/metrics", response_class=PlainTextResponse)
   async def metrics() -> Response:
     statistics = await service.engine.call(service.engine.engine.statistics)
     text = service.metrics.text(service.served.name, statistics)

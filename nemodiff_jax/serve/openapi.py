@@ -24,6 +24,7 @@ _BODIES = {
   "/generate": GenerateRequest,
   "/abort_request": AbortRequest,
 }
+_STREAMS = "/v1/chat/completions", "/v1/completions", "/generate"
 _REF = "#/components/schemas/{model}"
 
 
@@ -47,6 +48,10 @@ def describe(app: FastAPI) -> None:
         wrong = {"description": "What is not served, and why."}
         method["responses"].pop("422", None)
         method["responses"] |= {"400": wrong, "429": wrong, "503": wrong}
+        if path in _STREAMS:
+          method["responses"]["200"]["content"]["text/event-stream"] = {}
+    (model,) = made["paths"]["/v1/models/{name}"].values()
+    model["responses"]["404"] = {"description": "Another model's name."}
     app.openapi_schema = made
     return made
 

@@ -10,6 +10,8 @@ from nemodiff_jax.serve.protocol.sampling import Sampling, StructuredOutputs
 from nemodiff_jax.serve.structured import Spec, json_spec
 
 _OBJECT = {"type": "object"}
+# What belongs to each type; `schema` beside json_object is llama.cpp's form.
+_FORMATS = {"text": None, "json_object": "schema", "json_schema": "json_schema"}
 
 
 def asked(request: Sampling, calls: str | None = None) -> Spec | None:
@@ -39,16 +41,24 @@ def asked(request: Sampling, calls: str | None = None) -> Spec | None:
 
 def _response_format(request: Sampling) -> list[Spec]:
   field, given = "response_format", request.response_format
-  if given is None or given.get("type") == "text":
+  if given is None:
     return []
-  if given.get("type") == "json_object":
-    return [json_spec(field, _OBJECT)]
-  if given.get("type") != "json_schema":
+  kind = given.get("type")
+  if not isinstance(kind, str) or kind not in _FORMATS:
     raise Refusal(
       "response_format.type should be text, json_object or json_schema, got"
-      f" {given.get('type')!r:.60}.",
+      f" {kind!r:.60}.",
       field,
     )
+  for name in given:
+    if name not in ("type", _FORMATS[kind]):
+      raise Refusal(
+        f"response_format of type {kind} has no {name!r:.60}.", field
+      )
+  if kind == "text":
+    return []
+  if kind == "json_object":
+    return [json_spec(field, given.get("schema", _OBJECT))]
   holder = given.get("json_schema")
   if not isinstance(holder, dict) or not isinstance(holder.get("schema"), dict):
     raise Refusal(

@@ -54,15 +54,15 @@ def make_router(service: Service) -> APIRouter:
     about = {"version": nemodiff_jax.__version__, "internal_states": [state]}
     return answer(_model_info(service) | about)
 
-  @router.get("/flush_cache")
-  @router.post("/flush_cache")
+  @router.get("/flush_cache", response_class=PlainTextResponse)
+  @router.post("/flush_cache", response_class=PlainTextResponse)
   async def flush_cache() -> Response:
     engine = service.engine
     if not await engine.call(engine.engine.flush):
       raise Refusal("the cache is in use: requests are running.")
     return PlainTextResponse("Cache flushed.\n")
 
-  @router.post("/abort_request")
+  @router.post("/abort_request", response_class=Response)
   async def abort_request(request: Request) -> Response:
     given = read(AbortRequest, await read_body(request))
     if given.rid is None and not given.abort_all:
@@ -70,7 +70,7 @@ def make_router(service: Service) -> APIRouter:
     service.abort(None if given.abort_all else given.rid)
     return Response(status_code=200)
 
-  @router.get("/health_generate")
+  @router.get("/health_generate", response_class=Response)
   async def health_generate() -> Response:
     if not service.ready:
       return Response(status_code=503)
