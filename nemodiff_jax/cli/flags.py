@@ -1,5 +1,6 @@
 """Flags shared by the commands, and what the library makes of them."""
 
+import dataclasses
 from typing import Any, Literal
 
 from absl import flags
@@ -245,6 +246,26 @@ def batch_size() -> int:
   if BATCH_SIZE.value < 1:
     raise UserError(f"batch_size should be at least 1, got {BATCH_SIZE.value}.")
   return BATCH_SIZE.value
+
+
+def deciding(
+  opened: Checkpoint, config: DecodeConfig, row: RowSettings
+) -> dict[str, Any]:
+  """Everything that decides the results of a job, for its settings file."""
+  settings = {
+    "checkpoint": str(opened.folder.resolve()),
+    # Of what both have, a row says nothing here: the run's holds.
+    **dataclasses.asdict(row),
+    **dataclasses.asdict(config),
+    "lora": LORA.value,
+    "dtype": DTYPE.value or api.default_dtype(),
+    "quantize": QUANTIZE.value,
+    "chat": CHAT.value,
+    "enable_thinking": ENABLE_THINKING.value,
+  }
+  return {
+    k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()
+  }
 
 
 def block_length() -> int | str | None:

@@ -16,7 +16,6 @@ they are done, in no order unless --keep_order says so. With --output, a stopped
 job goes on where it was; OUTPUT.settings.json beside it holds its settings.
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -25,21 +24,13 @@ from absl import flags
 
 from nemodiff_jax import api, streams
 from nemodiff_jax.cli import flags as shared
-from nemodiff_jax.cli import jobs, run_job, trace_view
+from nemodiff_jax.cli import job_flags, jobs, run_job, trace_view
 from nemodiff_jax.cli import main as process
-from nemodiff_jax.decode.config import DecodeConfig, RowSettings
+from nemodiff_jax.decode.config import DecodeConfig
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.checkpoint import Checkpoint
 
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt, as text.")
-_PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file",
-  None,
-  "JSONL file with a prompt and its settings per line; '-': standard input.",
-)
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "JSONL file to append results to. Default: standard output."
-)
 _KEEP_ORDER = flags.DEFINE_bool(
   "keep_order",
   False,
@@ -54,16 +45,17 @@ _TRACE = flags.DEFINE_string(
   "With --prompt: write every pass to this .json file, or to an .html page that"
   " plays it; '-': show the block being refined in the terminal.",
 )
+flags.adopt_module_key_flags(job_flags)
 flags.adopt_module_key_flags(shared)
 
 
 def main() -> int:
   """Runs the command; returns the exit code."""
-  prompt, file = _PROMPT.value, _PROMPTS_FILE.value
+  prompt, file = _PROMPT.value, job_flags.PROMPTS_FILE.value
   if (prompt is None) == (file is None):
     raise UserError("expected one of --prompt and --prompts_file.")
   watched = _STREAM.value or _TRACE.value
-  if watched and (file or _OUTPUT.value is not None):
+  if watched and (file or job_flags.OUTPUT.value is not None):
     raise UserError("--stream and --trace need --prompt, without --output.")
   opened = shared.checkpoint()
   row, size = shared.row_settings(opened), shared.batch_size()
@@ -78,11 +70,12 @@ def main() -> int:
   else:
     items = [task := reader.task({"prompt": prompt}, 1, 1)]
     run_job.check_fit(opened, config, [task], 1)
-    if _OUTPUT.value is None:
+    if job_flags.OUTPUT.value is None:
       return _show(opened, config, task)
-  settings = _settings(opened, config, row)
+  settings = shared.deciding(opened, config, row)
+  settings["prompt"] = prompt
   return run_job.run_job(
-    reader, items, size, _OUTPUT.value, settings, _KEEP_ORDER.value
+    reader, items, size, job_flags.OUTPUT.value, settings, _KEEP_ORDER.value
   )
 
 
@@ -112,27 +105,6 @@ def _stream(items: Iterable[Any]) -> Any:
       print(item, end="", flush=True)
   print()
   return item
-
-
-def _settings(
-  opened: Checkpoint,
-  config: DecodeConfig,
-  row: RowSettings,
-) -> dict[str, Any]:
-  """Everything that decides the results, for the file beside --output."""
-  return {
-    "checkpoint": str(opened.folder.resolve()),
-    **dataclasses.asdict(config),
-    **dataclasses.asdict(row),
-    "stop_token_ids": list(row.stop_token_ids),
-    "stop": list(row.stop),
-    "lora": shared.LORA.value,
-    "dtype": shared.DTYPE.value or api.default_dtype(),
-    "quantize": shared.QUANTIZE.value,
-    "chat": shared.CHAT.value,
-    "enable_thinking": shared.ENABLE_THINKING.value,
-    "prompt": _PROMPT.value,
-  }
 
 
 def console() -> None:

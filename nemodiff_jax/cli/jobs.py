@@ -109,13 +109,13 @@ class Reader:
     try:
       with _open(path) as file:
         for line in read_lines(file):
-          yield self._item(line, seen)
+          yield self.item(line, seen)
     except OSError as e:
       raise UserError(f"prompts_file {path!r} cannot be read: {e}.") from e
     except UserError as e:
       raise UserError(f"prompts_file {path!r}: {e}") from e
 
-  def _item(self, line: Line, seen: dict[Id, int]) -> Item:
+  def item(self, line: Line, seen: dict[Id, int]) -> Item:
     """A line as a task, if it is one; keeps in `seen` where each id was."""
     given, name, unread = line.value, None, line.error
     if unread is not None:
@@ -124,7 +124,7 @@ class Reader:
       return Refused(line.number, None, unread)
     batch = openai_lines.is_request(given)
     try:
-      name = _custom_id(given) if batch else _id(given, line.number)
+      name = line_id(line)
       if unread is not None:
         raise unread
       if name in seen:
@@ -208,6 +208,17 @@ class Reader:
     variables = {} if think is None else {"enable_thinking": think}
     tokenizer, template = self.checkpoint.tokenizer, self.checkpoint.template
     return encode_prompt(tokenizer, template, source, **variables)
+
+
+def line_id(line: Line) -> Id:
+  """What a line is called: its id, its custom_id, or its number.
+
+  Raises:
+    UserError: an id of another type.
+  """
+  if openai_lines.is_request(line.value):
+    return _custom_id(line.value)
+  return _id(line.value, line.number)
 
 
 def _open(path: str) -> contextlib.AbstractContextManager[BinaryIO]:

@@ -19,6 +19,7 @@ from nemodiff_jax.serve.errors import Refusal, read
 
 if TYPE_CHECKING:
   from nemodiff_jax.serve.contract import Job
+  from nemodiff_jax.serve.lanes import Lanes
   from nemodiff_jax.serve.openai.requests import Call
   from nemodiff_jax.serve.served import Served
 
@@ -93,33 +94,41 @@ class Calls:
       return call
     return dataclasses.replace(call, jobs=[self._budget(j) for j in call.jobs])
 
-  def answers(
-    self,
-    model: Model,
-    requests: Sequence[Request],
-    size: int,
-    longest: int,
-    lead: int | None,
-  ) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-    """Yields (index, body of the answer or why there is none) as they are done.
+  def lanes(self, model: Model, size: int, longest: int) -> "Lanes":
+    """Engines that answer requests.
 
     Args:
       model: with its weights.
-      requests: that `read` takes.
       size: choices that run at once, in each mode and width.
       longest: positions that one of them may need.
-      lead: requests that may be answered before the first that is not.
     """
-    from nemodiff_jax.serve.openai.offline import answers
     from nemodiff_jax.serving import open_lanes
 
-    lanes = open_lanes(
+    return open_lanes(
       model,
       self.config,
       rows=size,
       queue=size * (1 + _AHEAD) + _MOST,
       max_length=longest,
     )
+
+  def answers(
+    self,
+    lanes: "Lanes",
+    requests: Sequence[Request],
+    size: int,
+    lead: int | None = None,
+  ) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """Yields (index, body of the answer or why there is none) as they are done.
+
+    Args:
+      lanes: that nobody else uses.
+      requests: that `read` takes.
+      size: as of the lanes.
+      lead: requests that may be answered before the first that is not.
+    """
+    from nemodiff_jax.serve.openai.offline import answers
+
     calls = [functools.partial(self.read, r) for r in requests]
     yield from answers(self.served, lanes, calls, size * (1 + _AHEAD), lead)
 

@@ -1,5 +1,6 @@
 """How far a job is: a bar on a terminal, else a line every half minute."""
 
+import datetime
 import sys
 import threading
 import time
@@ -31,12 +32,12 @@ class Progress:
     self._ended.set()
     self._bar.close()
 
-  def add(self, tokens: int, passes: int) -> None:
-    """Counts an output."""
-    self._prompts += 1
+  def add(self, tokens: int, passes: int, prompts: int = 1) -> None:
+    """Counts the output of a prompt, or of some."""
+    self._prompts += prompts
     self._tokens += tokens
     self._passes += passes
-    self._bar.update()
+    self._bar.update(prompts)
 
   def summary(self, errors: int) -> str:
     """The whole job in a line."""
@@ -54,4 +55,15 @@ class Progress:
 
   def _tell(self) -> None:
     while not self._ended.wait(INTERVAL):
-      print(f"{self._counts()}; {self._total} in all", file=sys.stderr)
+      print(
+        f"{self._counts()}{self._left()}; {self._total} in all",
+        file=sys.stderr,
+      )
+
+  def _left(self) -> str:
+    """How long the rest will take, at the pace so far."""
+    if not self._prompts:
+      return ""
+    seconds = time.monotonic() - self._begun
+    left = seconds / self._prompts * (self._total - self._prompts)
+    return f", {datetime.timedelta(seconds=round(left))} left"

@@ -61,7 +61,7 @@ class Writer:
       if regular:
         _lock(self._file, path, fcntl.lockf)  # By any name that it has.
         self._settings = _claim(path, settings, os.path.getsize(path) > 0)
-        self._recover(path, {_refusal(r) for r in refused})
+        self._recover(path, {dump_line(refusal_fields(r)) for r in refused})
     except OSError as e:
       raise UserError(
         f"output {path!r} cannot be written: {e.strerror}."
@@ -76,19 +76,11 @@ class Writer:
     self, task: Task | BatchTask, output: DecodeOutput | dict[str, Any]
   ) -> None:
     """Writes the result of a task: an output, or the body of an answer."""
-    if isinstance(output, DecodeOutput):
-      extra = ("accepted", "logprobs")
-      fields = {"id": task.id, **dataclasses.asdict(output)}
-      fields = {
-        k: v for k, v in fields.items() if k not in extra or v is not None
-      }
-    else:
-      fields = openai_lines.answer(task.line, task.id, output)
-    self._write(dump_line(fields))
+    self._write(dump_line(result_fields(task, output)))
 
   def refusal(self, refused: Refused) -> None:
     """Writes why a line was not served, unless it is there."""
-    line = _refusal(refused)
+    line = dump_line(refusal_fields(refused))
     if line not in self._there:
       self._write(line)
 
@@ -108,7 +100,7 @@ class Writer:
     kept = []
     for number, raw in enumerate(lines, 1):
       try:
-        name, served = _outcome(json.loads(raw))
+        name, served = outcome(json.loads(raw))
       except (ValueError, LookupError, TypeError, RecursionError) as e:
         if number == len(lines) and not raw.endswith(b"\n"):
           break  # Torn.
@@ -143,19 +135,29 @@ class Writer:
     _lock(self._file, path, fcntl.lockf)
 
 
-def _refusal(refused: Refused) -> bytes:
+def result_fields(
+  task: Task | BatchTask, output: DecodeOutput | dict[str, Any]
+) -> dict[str, Any]:
+  """What is told of a task, by its output or the body of its answer."""
+  if not isinstance(output, DecodeOutput):
+    return openai_lines.answer(task.line, task.id, output)
+  extra = ("accepted", "logprobs")
+  fields = {"id": task.id, **dataclasses.asdict(output)}
+  return {k: v for k, v in fields.items() if k not in extra or v is not None}
+
+
+def refusal_fields(refused: Refused) -> dict[str, Any]:
+  """What is told of a line that was not served."""
   if refused.batch:
-    return dump_line(
-      openai_lines.refusal(refused.line, refused.id, refused.error)
-    )
+    return openai_lines.refusal(refused.line, refused.id, refused.error)
   kind, message = refused.error.kind, str(refused.error)
   if len(message) > _LONGEST:
     message = message[:_LONGEST] + "..."
   error = {"type": kind, "message": message}
-  return dump_line({"id": refused.id, "line": refused.line, "error": error})
+  return {"id": refused.id, "line": refused.line, "error": error}
 
 
-def _outcome(given: dict[str, Any]) -> tuple[Any, bool]:
+def outcome(given: dict[str, Any]) -> tuple[Any, bool]:
   """The id of a line of the output, and whether it is a result."""
   if "custom_id" in given:
     name, served = openai_lines.outcome(given)
@@ -173,6 +175,23 @@ def _claim(path: str, settings: dict[str, Any], begun: bool) -> TextIO:
       f"output {path!r} holds lines, but {beside.name} is not beside it;"
       " choose another --output or remove the file."
     )
+  return claim(path, beside, settings, begun)
+
+
+def claim(
+  path: str, beside: Path, settings: dict[str, Any], begun: bool
+) -> TextIO:
+  """Locks an output by its settings file until what is returned is closed.
+
+  Args:
+    path: the output.
+    beside: its settings file.
+    settings: what decides the results.
+    begun: there are results, of the settings that the file holds.
+
+  Raises:
+    UserError: another job writes the output, or its settings are others.
+  """
   file = open(beside, "a+", encoding="utf-8", errors="replace")
   _lock(file, path, fcntl.flock)
   wanted = json.dumps(settings, indent=2) + "\n"

@@ -42,7 +42,7 @@ def run_job(
   Raises:
     UserError: the output cannot be used, or a batch does not fit in memory.
   """
-  items = [_if_it_fits(reader, i) for i in items]
+  items = [if_it_fits(reader, i) for i in items]
   refused = [i for i in items if isinstance(i, Refused)]
   writer = Writer(path, settings, sys.stdout, refused)
   items = [i for i in items if not writer.has(i)]
@@ -63,7 +63,7 @@ def run_job(
           errors += 1
           writer.refusal(Refused(item.line, item.id, output, True))
         else:
-          progress.add(*_counts(output))
+          progress.add(*counts(output))
           writer.result(item, output)
   except (KeyboardInterrupt, SystemExit):
     if path is not None:
@@ -94,19 +94,15 @@ def _outputs(
   )
   found: dict[type, Results] = {Task: ((own[i], o) for i, o in outputs)}
   if batch:
-    answers = reader.calls.answers(
-      model,
-      [t.request for t in batch],
-      size,
-      max(sum(t.sizes) for t in batch),
-      lead,
-    )
+    lanes = reader.calls.lanes(model, size, max(sum(t.sizes) for t in batch))
+    requests = [t.request for t in batch]
+    answers = reader.calls.answers(lanes, requests, size, lead)
     found[BatchTask] = ((batch[i], o) for i, o in answers)
   return found
 
 
-def _counts(output: DecodeOutput | dict[str, Any]) -> tuple[int, int]:
-  """Tokens and passes."""
+def counts(output: DecodeOutput | dict[str, Any]) -> tuple[int, int]:
+  """Tokens and passes of an output, or of the body of an answer."""
   if isinstance(output, DecodeOutput):
     return output.completion_tokens, output.nfe
   return output["usage"]["completion_tokens"], output["usage"]["nfe"]
@@ -158,7 +154,7 @@ def check_fit(
   )
 
 
-def _if_it_fits(reader: Reader, item: Item) -> Item:
+def if_it_fits(reader: Reader, item: Item) -> Item:
   """Refuses a line that would not even fit alone."""
   if isinstance(item, Refused):
     return item

@@ -51,6 +51,8 @@ def test_lines_with_an_error_are_tried_again(run, tmp_path):
     "--mode=diffusion",
     "--temperature=0.1",
     "--seed=1",
+    "--threshold=0.5",
+    "--draft_threshold=0.5",
     "--lora=none",
     "--quantize=int8",
   ],
