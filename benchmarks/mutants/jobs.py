@@ -76,12 +76,12 @@ MUTATIONS = (
     f"{FILE} book",
   ),
   _break(
-    "--chat is no setting", "cli/generate.py",
-    '    "chat": shared.CHAT.value,\n', "", f"{FILE} templates",
+    "--chat is no setting", "cli/flags.py",
+    '    "chat": CHAT.value,\n', "", f"{FILE} templates",
   ),
   _break(
-    "--enable_thinking is no setting", "cli/generate.py",
-    '    "enable_thinking": shared.ENABLE_THINKING.value,\n', "",
+    "--enable_thinking is no setting", "cli/flags.py",
+    '    "enable_thinking": ENABLE_THINKING.value,\n', "",
     f"{FILE} templates",
   ),
   _break(
