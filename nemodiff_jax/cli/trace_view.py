@@ -109,8 +109,10 @@ def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:
       f" view, got {console.width}; widen it, or use --trace=FILE.json."
     )
   with rich.live.Live(console=console, auto_refresh=False) as live:
+    said: list[int] = []
     for entry in entries:
-      live.update(render(model.tokenizer, model.config.mask_id, entry))
+      said += entry["tokens"]
+      live.update(render(model.tokenizer, model.config.mask_id, said, entry))
       live.refresh()
       if console.is_terminal:
         time.sleep(_DELAY)
@@ -119,7 +121,10 @@ def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:
 
 
 def render(
-  tokenizer: Tokenizer | None, mask_id: int | None, entry: dict[str, Any]
+  tokenizer: Tokenizer | None,
+  mask_id: int | None,
+  said: Sequence[int],
+  entry: dict[str, Any],
 ) -> Any:
   """The output so far and the block of a pass, as rich text.
 
@@ -134,7 +139,7 @@ def render(
     + (f"  accepted {entry['accepted']}" if "accepted" in entry else ""),
     style="dim",
   )
-  text.append("\n" + say(entry["tokens"]), style="default")
+  text.append("\n" + say(said), style="default")
   revealed = set(entry.get("revealed", ()))
   if entry["phase"] not in ("denoise", "draft") or entry["ended"]:
     return text

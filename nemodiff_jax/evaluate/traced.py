@@ -39,6 +39,8 @@ def passes_per_block(trace: Trace) -> list[int]:
   """Passes of each whole block or cycle, its commit or verification included."""
   found, count = [], 0
   for entry in trace:
+    if entry["phase"] == "prompt":
+      continue
     count += 1
     if entry["phase"] != "denoise" and entry["phase"] != "draft":
       found.append(count)

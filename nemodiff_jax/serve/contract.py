@@ -50,6 +50,7 @@ class Job:
     steps_per_block: as in DecodeConfig; None: the lane's own.
     draft_threshold: as in DecodeConfig; None: the lane's own.
     stream: somebody reads the text as it comes.
+    passes: events tell what each pass did.
     priority: lower goes first; then the order of arrival.
     cache_salt: only requests of the same salt share prefixes.
   """
@@ -67,6 +68,7 @@ class Job:
   steps_per_block: int | None = None
   draft_threshold: float | None = None
   stream: bool = False
+  passes: bool = False
   priority: int = 0
   cache_salt: str = ""
 
@@ -110,6 +112,7 @@ class Event:
       server, never of the engine).
     matched: the stop id or text that ended it; None for an EOS.
     counts: with the last event.
+    passes: of the step, where asked for: see `decode.trace.entry`.
   """
 
   request: Hashable
@@ -120,6 +123,7 @@ class Event:
   finish_reason: str | None = None
   matched: int | str | None = None
   counts: Counts | None = None
+  passes: Sequence[Mapping[str, Any]] = ()
 
 
 class Engine(Protocol):

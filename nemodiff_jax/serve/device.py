@@ -28,6 +28,7 @@ from nemodiff_jax.decode.state import (
   Weights,
   unpicked,
 )
+from nemodiff_jax.decode.trace import Before, before_pass
 from nemodiff_jax.nn import xla
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.nn.model import head
@@ -64,6 +65,7 @@ class Passed:
     middle: [B] whether the row is inside a cycle in the end.
     block: [B, C] tokens of the next pass.
     phase: [B] what the next pass is.
+    before: [n, B, ...] what each pass began with; None unless traced.
   """
 
   emitted: Emitted
@@ -74,6 +76,7 @@ class Passed:
   middle: Bool[Array, "B"]
   block: Int[Array, "B C"]
   phase: Int[Array, "B"]
+  before: Before | None = None
 
 
 @_jit
@@ -117,10 +120,14 @@ def visit(
   if guides is not None:
     state = guided(state, guides)
   began = state.running
-  step = functools.partial(one_step, decoder, weights, guides)
+
+  def told(state, i):
+    after, emitted = one_step(decoder, weights, guides, state, i)
+    return after, _record(decoder, state, after, emitted)
+
   log = jax.tree.map(
     lambda x: jnp.zeros((PASSES, *x.shape), x.dtype),
-    jax.eval_shape(lambda s: _record(*step(s, jnp.int32(0))), state),
+    jax.eval_shape(lambda s: told(s, jnp.int32(0))[1], state),
   )
 
   cycle = len(decoder.mode.phases) if decoder.block > 1 else 1
@@ -132,14 +139,13 @@ def visit(
 
   def one(carry):
     i, state, log = carry
-    state, emitted = step(state, i)
-    record = _record(state, emitted)
+    state, record = told(state, i)
     log = jax.tree.map(lambda old, new: old.at[i].set(new), log, record)
     return i + 1, state, log
 
   start = (jnp.int32(0), state, log)
-  count, state, (emitted, nfe, status) = lax.while_loop(going, one, start)
-  passed = _passed(decoder, state, emitted, nfe, status, count)
+  count, state, log = lax.while_loop(going, one, start)
+  passed = _passed(decoder, state, log, count)
 
   def put(old, new, before):
     keep = active.reshape(-1, *(1,) * (new.ndim - 1))
@@ -208,10 +214,9 @@ def begin(
   state, emitted = counted(
     begin_rows(decoder, weights, pool, queries, rows, own)
   )
-  emitted, nfe, status = jax.tree.map(
-    lambda x: x[None], _record(state, emitted)
-  )
-  passed = _passed(decoder, state, emitted, nfe, status, jnp.int32(1))
+  record = emitted, state.nfe, state.status, None
+  log = jax.tree.map(lambda x: x[None], record)
+  passed = _passed(decoder, state, log, jnp.int32(1))
   if adjust is not None and state.adjust is not None:
     adjust = put_row(adjust, replace(state.adjust, mask=None), slot)
   pool = state.cache
@@ -227,18 +232,18 @@ def begin(
 
 
 def _record(
-  state: DecodeState, emitted: Emitted
-) -> tuple[Emitted, Array, Array]:
-  return emitted, state.nfe, state.status
+  decoder: Decoder, was: DecodeState, state: DecodeState, emitted: Emitted
+) -> tuple[Emitted, Array, Array, Before | None]:
+  seen = before_pass(was) if decoder.traced else None
+  return emitted, state.nfe, state.status, seen
 
 
-def _passed(
-  decoder: Decoder, state: DecodeState, emitted, nfe, status, count
-) -> Passed:
+def _passed(decoder: Decoder, state: DecodeState, log, count) -> Passed:
   """What is told of passes that end in this state."""
+  emitted, nfe, status, seen = log
   return Passed(
     emitted, nfe, status, count, state.lengths, _middle(decoder, state),
-    state.block.token, state.phase,
+    state.block.token, state.phase, seen,
   )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ and reads what the visit before did.
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -30,6 +31,7 @@ from nemodiff_jax.serve.runner import Runner
 from nemodiff_jax.serve.scheduler import Scheduler
 from nemodiff_jax.serve.scores import PromptScores
 from nemodiff_jax.serve.statistics import Statistics
+from nemodiff_jax.serve.watching import watched
 from nemodiff_jax.serve.widths import Widths, passes_of
 from nemodiff_jax.text.stream import TextStream
 from nemodiff_jax.text.tokenizer import Tokenizer
@@ -111,6 +113,7 @@ class Engine:
     changes: Adjustments | None = None,
     guide: Guide | None = None,
     scores: tuple[int, int] | None = None,
+    traced: bool = False,
   ) -> Generation:
     """Lets a checked prompt wait for its turn.
 
@@ -125,6 +128,7 @@ class Engine:
       guide: has a word in each pass (grammar, prediction); None: nobody has.
       scores: (first token, likeliest) of the prompt's own log-probabilities;
         None: none.
+      traced: events tell its passes.
 
     Raises:
       QueueFull: too many wait.
@@ -156,7 +160,7 @@ class Engine:
     self.scheduler.submit(request)
     speculative = self._decoder.mode.speculative
     output = RowOutput(settings, speculative, text)
-    made = Generation(request, settings, output, guide=guide)
+    made = Generation(request, settings, output, guide=guide, traced=traced)
     if changes is not None or guide is not None:
       changes = changes or Adjustments()
       made.adjust = adjust_row(self.vocab, prompt, changes)
@@ -224,6 +228,7 @@ class Engine:
     kind = (
       any(g.settings.logprobs is not None for g in rows),
       any(g.adjust is not None for g in rows),
+      any(g.traced for g in rows),
     )
     programs = self._runner.programs
     wanted = len(self._generations)
@@ -262,7 +267,12 @@ class Engine:
         self.scheduler.end(request)
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
-      events.append(Event(made, tokens, output.text[len(shown) :], ended))
+      passes: list[dict[str, Any]] = []
+      if made.traced:
+        mode = self._decoder.mode
+        passes = watched(mode, begun.get(slot), ran[slot], slot, tokens)
+      new = output.text[len(shown) :]
+      events.append(Event(made, tokens, new, ended, passes))
       cycles = progress[slot].accepted
       made.drafted += len(cycles) * (flight.visit.width - 1)
       self.statistics.add(tokens, cycles)

@@ -91,7 +91,12 @@ def dispatch(
   if any(visit.active):
     run = {slot: of[r] for slot, r in visit.running() if r in of}
     logprobs = any(g.settings.logprobs is not None for g in run.values())
-    passed, first = runner.passes(visit, logprobs, _guides(decoder, visit, run))
+    passed, first = runner.passes(
+      visit,
+      logprobs,
+      _guides(decoder, visit, run),
+      any(g.traced for g in run.values()),
+    )
   return Flight(visit, begun, passed, scored, start, first)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from nemodiff_jax.decode.adjust import Adjust
 from nemodiff_jax.decode.config import RowSettings
@@ -29,6 +30,7 @@ class Generation:
     adjust: how it changes its logits; None: not at all.
     guide: what the host says of each of its passes; None: nothing.
     scores: of its prompt's tokens, where asked for.
+    traced: somebody watches its passes.
   """
 
   request: Request
@@ -40,6 +42,7 @@ class Generation:
   adjust: Adjust | None = None
   guide: Guide | None = None
   scores: PromptScores | None = None
+  traced: bool = False
 
   def take(
     self,
@@ -92,9 +95,11 @@ class Event:
     tokens: that are new.
     text: that is new and certain; '' where the request has no text stream.
     ended: nothing more will come.
+    passes: of the visit, where somebody watches them: see `decode.trace`.
   """
 
   generation: Generation
   tokens: list[int]
   text: str
   ended: bool
+  passes: Sequence[dict[str, Any]] = ()

@@ -81,6 +81,7 @@ class Lanes:
       changes=job.adjust,
       guide=_guide(job, lane),
       scores=job.prompt_logprobs,
+      traced=job.passes,
     )
     self._requests[request] = lane
     if job.score_only:
@@ -183,13 +184,14 @@ class Lanes:
       reason,
       matched,
       counts,
+      step.passes,
     )
     if made not in self._scored:
       return event
     self._scored.discard(made)
     return dataclasses.replace(
       event, token_ids=(), text="", logprobs=None, finish_reason="length",
-      matched=None,
+      matched=None, passes=(),
     )  # fmt: skip
 
 

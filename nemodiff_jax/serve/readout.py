@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from nemodiff_jax.decode.state import RUNNING, Emitted, Picked
+from nemodiff_jax.decode.state import RUNNING, Emitted, Picked, Proposed
 from nemodiff_jax.serve.device import Passed
 from nemodiff_jax.serve.request import Progress
 
@@ -29,6 +29,7 @@ class Told:
 def told(passed: Passed) -> Told:
   """Passes by themselves; once for all rows, since it takes its time."""
   picked, kept = passed.emitted.picked, passed.emitted
+  proposed = kept.proposed
   one = lambda x, i: None if x is None else x[i]
   return Told(
     passed,
@@ -42,6 +43,7 @@ def told(passed: Passed) -> Told:
         ),
         kept.count[i],
         kept.cycle[i],
+        proposed and Proposed(proposed.token[i], proposed.confidence[i]),
       )
       for i in range(int(passed.count))
     ],

@@ -45,7 +45,7 @@ def choose(
     widths: that its passes may have, the widest last.
     count: rows of the visit.
     wanted: rows that run or wait.
-    kind: what else the program has to have (logprobs, adjusted).
+    kind: what else the program has to have (logprobs, adjusted, traced).
   """
   found = {
     size: [w for w in widths if ("passes", size, w, *kind) in programs]

@@ -38,7 +38,8 @@ class Runner:
 
   Attributes:
     programs: ("read", queries), ("score", queries), ("begin", queries,
-      logprobs, adjusted) and ("passes", rows, width, logprobs, adjusted).
+      logprobs, adjusted) and ("passes", rows, width, logprobs, adjusted,
+      traced).
   """
 
   def __init__(
@@ -90,7 +91,7 @@ class Runner:
         yield "begin", size, keep, False
       for rows in buckets(self._rows):
         for width in widths:
-          yield "passes", rows, width, keep, False
+          yield "passes", rows, width, keep, False, False
 
   def read(self, chunk: Chunk) -> None:
     """Reads a chunk of a prompt, or of a row that comes back, into its pages."""
@@ -154,7 +155,11 @@ class Runner:
     return passed
 
   def passes(
-    self, visit: Visit, logprobs: bool, guides: Guides | None = None
+    self,
+    visit: Visit,
+    logprobs: bool,
+    guides: Guides | None = None,
+    traced: bool = False,
   ) -> tuple[device.Passed, bool]:
     """Runs the passes of a visit; and whether that compiled a program.
 
@@ -162,9 +167,10 @@ class Runner:
       visit: whose rows, pages and width.
       logprobs: whether a row asks for some.
       guides: of the first pass; None: no row changes its logits.
+      traced: whether somebody watches what each pass proposes.
     """
     adjusted = guides is not None
-    key = "passes", visit.bucket, visit.width, logprobs, adjusted
+    key = "passes", visit.bucket, visit.width, logprobs, adjusted, traced
     first = key not in self.programs
     active = np.zeros(visit.bucket, bool)
     active[: len(visit.active)] = visit.active
@@ -239,7 +245,11 @@ class Runner:
       return device.score_chunk.lower(
         self._decoder, self._weights, pool, prompt, zeros(1, size)
       )
-    *width, keep, adjusted = more
+    width = traced = None
+    if name == "passes":
+      width, keep, adjusted, traced = more
+    else:
+      keep, adjusted = more
     decoder = self._decoder if keep else self._plain
     changes: Any = ()
     if adjusted:
@@ -252,11 +262,10 @@ class Runner:
         decoder, self._weights, pool, slots, prompt, self._empty, np.int32(0),
         *changes,
       )  # fmt: skip
-    (block,) = width
     if adjusted:
-      changes = *changes, make_guides(decoder, size, block, {})
+      changes = *changes, make_guides(decoder, size, width, {})
     return device.visit.lower(
-      replace(decoder, block=block),
+      replace(decoder, block=width, traced=traced),
       self._weights,
       pool,
       slots,

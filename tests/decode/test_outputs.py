@@ -183,9 +183,10 @@ def test_trace_tells_every_pass(tiny, mode):
   config, prompt, run_ = steps_of(tiny, mode)
   entries = list(trace_passes(run_))
   want = tiny.decode(config, prompt, [RowSettings(20)], lora=True)[0]
-  assert entries[-1]["tokens"] == want.token_ids and entries[-1]["ended"]
-  counted = want.nfe - (mode != "diffusion")  # The prefill is not a pass here.
-  assert len(entries) == counted
+  assert [i for e in entries for i in e["tokens"]] == want.token_ids
+  assert [e["ended"] for e in entries] == [False] * (len(entries) - 1) + [True]
+  assert entries[0]["phase"] == "prompt"  # Which diffusion does not count.
+  assert len(entries) == want.nfe + (mode == "diffusion")
   assert [e["accepted"] for e in entries if "accepted" in e] == (
     want.accepted or []
   )

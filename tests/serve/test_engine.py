@@ -325,7 +325,7 @@ def test_a_warm_up_leaves_nothing_to_compile(tiny):
 
 
 def test_a_larger_batch_serves_until_the_smaller_one_is_compiled():
-  kind = (False, False)
+  kind = (False, False, False)
   key = lambda rows, width: ("passes", rows, width, *kind)
   choose = lambda have, count, wanted=9: ready.choose(
     have, 8, (1, 16), count, wanted, kind

@@ -8,6 +8,7 @@ from nemodiff_jax.decode.results import Logprobs
 from nemodiff_jax.serve import logprobs
 from nemodiff_jax.serve.contract import Event
 from nemodiff_jax.serve.openai.choice import Choice, Said, merged
+from nemodiff_jax.serve.openai.passes import Passes
 from nemodiff_jax.serve.openai.requests import Call
 from nemodiff_jax.serve.openai.tool_stream import Content, Item
 from nemodiff_jax.serve.openai.usage import usage
@@ -34,6 +35,7 @@ class Reply:
       as_ids = call.request.return_tokens_as_token_ids
       self._spelling = logprobs.Spelling(served, as_ids)
     self.choices = [Choice(served, call, i) for i in range(len(call.jobs))]
+    self._passes = [Passes(served, job) for job in call.jobs if job.passes]
     self._offsets = [0] * len(call.jobs)
 
   def begin(self) -> Iterator[dict[str, Any]]:
@@ -56,6 +58,8 @@ class Reply:
     said = choice.push(event)
     parts = list(self._parts(choice, said, event, first))
     extra = self._extra(choice, said)
+    if event.passes and self._passes:
+      extra |= self._passes[index].push(event)
     if extra and not parts:
       parts = [{"delta": {}} if self._chat else {"text": ""}]
     for i, part in enumerate(parts):

@@ -152,6 +152,7 @@ def _jobs(
     request.n,
     adjust=adjust,
     stream=request.stream,
+    passes=_watches(request),
     priority=request.priority,
     cache_salt=request.cache_salt,
     **dataclasses.asdict(lane),
@@ -174,6 +175,12 @@ def _check(served: Served, request: Sampling) -> None:
     raise Refusal("stream_options needs stream.", "stream_options")
   if request.prompt_logprobs is not None and request.stream:
     raise Refusal("prompt_logprobs is not for a stream.", "prompt_logprobs")
+
+
+def _watches(request: Sampling) -> bool:
+  """Whether the stream tells what each pass did."""
+  options = request.stream_options
+  return options is not None and options.include_passes
 
 
 def _check_chat(request: ChatRequest) -> None:

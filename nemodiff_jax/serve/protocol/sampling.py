@@ -30,6 +30,7 @@ class StreamOptions(Wire):
 
   include_usage: bool = False
   continuous_usage_stats: bool = False
+  include_passes: bool = False
   include_obfuscation: bool = False  # No answer differs by it.
 
 
