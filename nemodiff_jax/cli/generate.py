@@ -83,7 +83,9 @@ def _show(opened: Checkpoint, config: DecodeConfig, task: jobs.Task) -> int:
   """Prints what comes of one prompt."""
   model = shared.load(opened, config.mode == "linear_spec")
   if _TRACE.value:
-    output = trace_view.show(model, config, task.prompt, task.row, _TRACE.value)
+    output = trace_view.show(
+      model, config, task.prompt, task.row, _TRACE.value, _PROMPT.value
+    )
   elif _STREAM.value:
     output = _stream(streams.pieces(model, config, task.prompt, task.row))
   else:

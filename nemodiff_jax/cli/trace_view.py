@@ -1,6 +1,6 @@
 """Traces of one prompt: JSON, a page to look at, or live in the terminal."""
 
-import importlib.resources
+import functools
 import os
 import sys
 import time
@@ -8,15 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemodiff_jax import api, streams
+from nemodiff_jax.cli.trace_page import page
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
 from nemodiff_jax.decode.generate import Step
+from nemodiff_jax.decode.spelling import Spelling
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.io.jsonl import dump_line
+from nemodiff_jax.text.pieces import spelled
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 MIN_COLUMNS = 24
-_DELAY = 0.1  # Seconds a pass stays on the screen.
+_DELAY = 0.2  # Seconds a pass stays on the screen.
 
 
 def show(
@@ -25,6 +28,7 @@ def show(
   prompt: Sequence[int],
   row: RowSettings,
   path: str,
+  typed: str,
 ) -> api.DecodeOutput:
   """Decodes one checked prompt and writes or shows every pass.
 
@@ -35,6 +39,7 @@ def show(
     row: its settings.
     path: of a .json file, of an .html page that needs nothing else, or '-'
       for the terminal.
+    typed: the prompt as a person typed it.
 
   Raises:
     UserError: the file cannot be written, or the terminal is too narrow.
@@ -62,9 +67,10 @@ def show(
     raise UserError(f"trace {path!r} cannot be written: {e}.") from e
   with file:
     passes = list(entries)
-    content = _content(model, config, prompt, passes, outputs[0])
+    content = _content(model, config, row, typed, passes, outputs[0])
+    content["prompt_ids"] = list(prompt)
     text = dump_line(content).decode()
-    file.write(_page(text) if path.endswith(".html") else text)
+    file.write(page(text) if path.endswith(".html") else text)
   print(outputs[0].text)
   return outputs[0]
 
@@ -72,29 +78,26 @@ def show(
 def _content(
   model: api.Model,
   config: DecodeConfig,
-  prompt: Sequence[int],
+  row: RowSettings,
+  typed: str,
   passes: list[dict[str, Any]],
   output: api.DecodeOutput,
 ) -> dict[str, Any]:
   """A whole trace; `pieces` spells the tokens of canvases and proposals."""
-  say = lambda ids: model.tokenizer.decode(ids) if model.tokenizer else ""
-  spelt = {i for p in passes for i in (*p["canvas"], *p["proposed"])}
+  tokenizer: Any = model.tokenizer  # Or nothing would have been watched.
+  spell = functools.partial(spelled, tokenizer.pieces())
+  spelling = Spelling(tokenizer, spell, model.config, row)
+  shown = {
+    "text": output.text,
+    "token_ids": output.token_ids,
+    "finish_reason": output.finish_reason,
+  }
   return {
     "mode": config.mode,
-    "mask_id": model.config.mask_id,
-    "prompt": say(prompt),
-    "prompt_ids": list(prompt),
-    "output": {"text": output.text, "token_ids": output.token_ids},
-    "passes": [p | {"text": say(p["tokens"])} for p in passes],
-    "pieces": {i: say([i]) for i in sorted(spelt)},
+    "prompt": typed,
+    "output": shown,
+    **spelling.push(passes, True),
   }
-
-
-def _page(trace: str) -> str:
-  """The page that plays a trace, with the trace in it."""
-  page = importlib.resources.files("nemodiff_jax") / "assets" / "trace.html"
-  inert = trace.replace("<", "\\u003c")  # Ends no script, opens no comment.
-  return page.read_text(encoding="utf-8").replace("/*TRACE*/", inert)
 
 
 def _live(model: api.Model, entries: Iterator[dict[str, Any]]) -> None:
@@ -131,6 +134,7 @@ def render(
   Slots that the pass filled are bold green, tokens known before plain, open
   slots are shaded squares; what a verification confirmed counts as output.
   """
+  import rich.cells
   import rich.text
 
   say = lambda ids: tokenizer.decode(ids) if tokenizer else f"{ids} "
@@ -147,7 +151,8 @@ def render(
     if slot in revealed:
       text.append(say([entry["proposed"][slot]]) or " ", style="bold green")
     elif token == mask_id:
-      text.append("\u2591", style="dim")
+      width = rich.cells.cell_len(say([entry["proposed"][slot]]))
+      text.append("\u2591" * max(width, 1), style="dim")
     elif slot:
       text.append(say([token]), style="default")
   return text

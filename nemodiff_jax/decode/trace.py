@@ -107,9 +107,3 @@ def entry(
   if emitted.cycle[row]:
     made["accepted"] = int(emitted.cycle[row])
   return made | {"tokens": list(tokens)}
-
-
-def masked(made: dict[str, Any], mask_id: int | None) -> dict[str, Any]:
-  """The entry with None in the place of open slots."""
-  canvas = [None if i == mask_id else i for i in made["canvas"]]
-  return made | {"canvas": canvas}

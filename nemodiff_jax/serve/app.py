@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import nemodiff_jax
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.serve import page
 from nemodiff_jax.serve.contract import Engine
 from nemodiff_jax.serve.errors import Refusal, as_refusal, openai_error
 from nemodiff_jax.serve.http import Gone, refused
@@ -51,6 +52,7 @@ def make_app(
     lifespan=lifespan,
   )
   _status(app, service)
+  app.include_router(page.make_router())
   app.include_router(openai_routes.make_router(service))
   app.include_router(sglang_routes.make_router(service))
   describe(app)
@@ -100,7 +102,9 @@ class _Door:
       await send(message)
 
     app = self._app
-    if self._key is not None and scope["path"] not in _OPEN:
+    path = scope["path"]
+    free = path in _OPEN or page.opens(path)
+    if self._key is not None and not free:
       shown = given.get(b"authorization", b"")
       if not hmac.compare_digest(shown, self._key):
         app = JSONResponse({"error": "Unauthorized"}, 401)

@@ -9,6 +9,7 @@ from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.prompts import END_THINK, START_THINK
 from nemodiff_jax.serve.errors import Refusal
 from nemodiff_jax.text.chat import ChatTemplate
+from nemodiff_jax.text.pieces import spelled
 from nemodiff_jax.text.tokenizer import Tokenizer
 
 
@@ -56,10 +57,7 @@ class Served:
 
   def spelled(self, token: int) -> str:
     """A token's text, token_id:N where it has none."""
-    piece = self.bytes_of(token)
-    if piece is None:
-      return f"token_id:{token}"
-    return piece.decode("utf-8", "replace")
+    return spelled(self.pieces, token)
 
   @property
   def thinks(self) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -21,6 +22,14 @@ def level_bytes(piece: str) -> bytes:
   if all(c in table for c in piece):
     return bytes(table[c] for c in piece)
   return piece.encode()
+
+
+def spelled(pieces: Sequence[bytes | None], token: int) -> str:
+  """The text of a token by itself, token_id:N where it has none."""
+  piece = pieces[token] if token < len(pieces) else None
+  if piece is None:
+    return f"token_id:{token}"
+  return piece.decode("utf-8", "replace")
 
 
 @functools.cache

@@ -1,14 +1,11 @@
 """cli.generate: chat, streams, traces and log-probabilities."""
 
 import json
-import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 
-from nemodiff_jax.cli import trace_view
 from tests.cli.conftest import write
 
 
@@ -93,38 +90,9 @@ def test_trace_page_holds_the_whole_trace(run, tmp_path):
   inside = text.split('type="application/json">')[1].split("</script>")[0]
   trace = json.loads(inside)
   assert trace == json.loads(data.read_text())
-  spelt = [trace["pieces"][str(i)] for i in trace["output"]["token_ids"][:-1]]
-  assert " ".join(trace["prompt"].split()[-2:] + spelt) in (
-    f"w9 w8 {trace['output']['text']}"
-  )
-  assert "http" not in text.replace(inside, "")  # Needs nothing else.
-
-
-def test_trace_page_is_safe_to_open():
-  page = trace_view._page(json.dumps({"text": "</script><b>"}))
-  assert "</script><b>" not in page and "\\u003c/script>" in page
-
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
-def test_trace_page_plays_in_a_browser(run, tmp_path):
-  page = tmp_path / "t.html"
-  how = ["--prompt=w9 w8", "--mode=linear_spec", "--max_new_tokens=12"]
-  _, text, _ = run(*how, f"--trace={page}")
-  shown = page.read_text()
-  press = "while (+$('at').value < +$('at').max) $('next').click();</script>"
-  page.write_text(press.join(shown.rsplit("</script>", 1)))
-  command = [
-    BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", f"--user-data-dir={tmp_path / 'p'}",
-    "--dump-dom", f"file://{page}",
-  ]  # fmt: skip
-  done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-  dom = re.sub(r"<[^>]*>", "", done.stdout.split('id="output"')[1])
-  assert text.strip() in dom
-  assert 'class="slot' in done.stdout and "accepted" in done.stdout
+  said = "".join(t for p in trace["passes"] for t in p["texts"])
+  assert said == trace["output"]["text"] and trace["prompt"] == "w9 w8"
+  assert "http:" not in text and "https:" not in text  # Needs nothing else.
 
 
 def test_a_narrow_terminal_is_named(run, monkeypatch):

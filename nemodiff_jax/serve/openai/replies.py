@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nemodiff_jax.decode.results import Logprobs
+from nemodiff_jax.decode.spelling import Spelling
 from nemodiff_jax.serve import logprobs
-from nemodiff_jax.serve.contract import Event
+from nemodiff_jax.serve.contract import Event, Job
 from nemodiff_jax.serve.openai.choice import Choice, Said, merged
-from nemodiff_jax.serve.openai.passes import Passes
 from nemodiff_jax.serve.openai.requests import Call
 from nemodiff_jax.serve.openai.tool_stream import Content, Item
 from nemodiff_jax.serve.openai.usage import usage
@@ -35,7 +35,7 @@ class Reply:
       as_ids = call.request.return_tokens_as_token_ids
       self._spelling = logprobs.Spelling(served, as_ids)
     self.choices = [Choice(served, call, i) for i in range(len(call.jobs))]
-    self._passes = [Passes(served, job) for job in call.jobs if job.passes]
+    self._passes = [_spelling(served, job) for job in call.jobs if job.passes]
     self._offsets = [0] * len(call.jobs)
 
   def begin(self) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,8 @@ class Reply:
     parts = list(self._parts(choice, said, event, first))
     extra = self._extra(choice, said)
     if event.passes and self._passes:
-      extra |= self._passes[index].push(event)
+      ended = event.finish_reason is not None
+      extra |= self._passes[index].push(event.passes, ended)
     if extra and not parts:
       parts = [{"delta": {}} if self._chat else {"text": ""}]
     for i, part in enumerate(parts):
@@ -212,6 +213,12 @@ class Reply:
       "created": self._created,
       "model": self._request.model or self._served.name,
     }
+
+
+def _spelling(served: Served, job: Job) -> Spelling:
+  """Spells the passes of a choice."""
+  tokenizer = served.text_tokenizer()
+  return Spelling(tokenizer, served.spelled, served.config, job.row)
 
 
 def _delta_of(item: Item) -> dict[str, Any]:

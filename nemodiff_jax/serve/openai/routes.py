@@ -132,4 +132,9 @@ def _card(service: Service) -> dict[str, Any]:
     "parent": None,
     "max_model_len": served.max_length,
     "permission": [],
+    "nemodiff": {
+      "mode": served.mode,
+      "modes": served.modes,
+      "block_lengths": served.widths,
+    },
   }
