@@ -84,7 +84,7 @@ def _show(opened: Checkpoint, config: DecodeConfig, task: jobs.Task) -> int:
   model = shared.load(opened, config.mode == "linear_spec")
   if _TRACE.value:
     output = trace_view.show(
-      model, config, task.prompt, task.row, _TRACE.value, _PROMPT.value
+      model, config, task.prompt, task.row, _TRACE.value, str(_PROMPT.value)
     )
   elif _STREAM.value:
     output = _stream(streams.pieces(model, config, task.prompt, task.row))

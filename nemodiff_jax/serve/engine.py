@@ -267,12 +267,12 @@ class Engine:
         self.scheduler.end(request)
       ended = request.phase is Phase.ENDED
       tokens = output.token_ids[before:]
-      passes: list[dict[str, Any]] = []
+      seen: list[dict[str, Any]] = []
       if made.traced:
         mode = self._decoder.mode
-        passes = watched(mode, begun.get(slot), ran[slot], slot, tokens)
+        seen = watched(mode, begun.get(slot), ran[slot], slot, tokens)
       new = output.text[len(shown) :]
-      events.append(Event(made, tokens, new, ended, passes))
+      events.append(Event(made, tokens, new, ended, seen))
       cycles = progress[slot].accepted
       made.drafted += len(cycles) * (flight.visit.width - 1)
       self.statistics.add(tokens, cycles)

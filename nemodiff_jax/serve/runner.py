@@ -245,11 +245,10 @@ class Runner:
       return device.score_chunk.lower(
         self._decoder, self._weights, pool, prompt, zeros(1, size)
       )
-    width = traced = None
+    width, traced = 0, False
     if name == "passes":
-      width, keep, adjusted, traced = more
-    else:
-      keep, adjusted = more
+      width, *more, traced = more
+    keep, adjusted = more
     decoder = self._decoder if keep else self._plain
     changes: Any = ()
     if adjusted:
