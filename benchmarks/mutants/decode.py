@@ -1,6 +1,6 @@
 """Breaks of decoding, texts, files and jobs; see `benchmarks.mutations`."""
 
-from benchmarks.mutants import Mutation, checkpoints, jobs, text
+from benchmarks.mutants import Mutation, checkpoints, fleet, jobs, text
 
 DECODE = "nemodiff_jax/decode/"
 TESTS = "tests/decode/test_"
@@ -158,6 +158,7 @@ DECODING = (
 MUTATIONS = (
   *DECODING,
   *checkpoints.MUTATIONS,
+  *fleet.MUTATIONS,
   *jobs.MUTATIONS,
   *text.MUTATIONS,
 )

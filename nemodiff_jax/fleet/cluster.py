@@ -144,14 +144,14 @@ def run(parts: Sequence[Part], job: Job, place: Placement) -> Iterator[Report]:
     ),
     num_cpus=place.cpus,
     num_gpus=place.gpus,
-    runtime_env={"env_vars": _environment(place)},
+    runtime_env={"env_vars": environment(place)},
   )
   for row in reports.iter_rows():
     yield Report(**row)
 
 
-def _environment(place: Placement) -> dict[str, str]:
-  """Variables of the actors: those of this process that JAX heeds, and threads.
+def environment(place: Placement) -> dict[str, str]:
+  """Variables of actors: what JAX heeds of this process, and how many threads.
 
   XLA would take a thread for each CPU of the machine, in each actor.
   """

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from nemodiff_jax.cli import batch
-from nemodiff_jax.fleet import cluster, folder
+from nemodiff_jax.fleet import cluster, folder, source
 from nemodiff_jax.fleet.cluster import Placement, divide
-from nemodiff_jax.fleet.worker import Worker
+from nemodiff_jax.fleet.worker import Job, Worker
 from tests import helpers
 from tests.fleet.conftest import QUICK, told, union, write
 
@@ -109,6 +109,21 @@ def test_a_model_that_cannot_be_read_ends_the_job(run, job, folder, tmp_path):
   (line,) = [x for x in err.splitlines() if x.startswith("error: ")]
   assert "part 0 on " in line and str(bad) in line
   assert sorted(os.listdir(tmp_path / "out"))[-1] == "_manifest.json"
+
+
+def test_a_part_that_processes_die_of_is_given_up(tmp_path, job, monkeypatch):
+  """As Ray does, a process after the other; nothing of them but the file."""
+
+  def die(*_):
+    raise KeyboardInterrupt  # Ends a process, as far as a worker sees.
+
+  monkeypatch.setattr("nemodiff_jax.fleet.decoding.open_decoding", die)
+  (part,) = source.scan(str(job), 99).parts
+  said = Job((), ".", str(tmp_path), "jsonl", False, False)
+  for _ in range(5):
+    with pytest.raises(KeyboardInterrupt):
+      Worker(said).serve(part)
+  assert "its process died 5 times" in Worker(said).serve(part).failure
 
 
 def test_a_full_disk_ends_the_job(run, job, alone, tmp_path, monkeypatch):

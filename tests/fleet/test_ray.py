@@ -4,7 +4,9 @@ Every wait has an end: Ray may hang where it should fail.
 """
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,3 +302,40 @@ def test_the_benchmark_runs(tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert "2 actors" in done.stdout and "to start" in done.stdout
+
+
+DOC = (ROOT / "docs" / "jobs.md").read_text().split("\n## Many devices\n")[1]
+
+
+def example(name, where):
+  """Runs the example of a section; returns what it prints."""
+  section = DOC.split(f"\n### {name}\n")[1].split("\n### ")[0]
+  (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+  path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+  done = subprocess.run(
+    ["bash", "-e", "-c", script], env=ENVIRONMENT | {"PATH": path}, cwd=where,
+    capture_output=True, text=True, timeout=LIMIT,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def test_the_example_of_json_lines_runs(tmp_path):
+  rows = [json.loads(line) for line in example("JSON Lines", tmp_path)]
+  assert [row["id"] for row in rows] == ["a", "b", 3]
+  assert rows[0]["text"].endswith("The answer is 32.")
+  assert len(parts(tmp_path / "lines")) == 2
+
+
+def test_the_example_of_parquet_runs(tmp_path):
+  first, second = example("Parquet", tmp_path)
+  assert first.startswith("a ") and second.startswith("b stop ")
+  assert second.endswith("The answer is 8.")
+
+
+def test_the_example_of_batch_lines_runs(tmp_path):
+  pytest.importorskip("pydantic", reason="the server's packages read them")
+  first, second = map(json.loads, example("OpenAI's batch lines", tmp_path))
+  (choice,) = first["response"]["body"]["choices"]
+  assert "The answer is" in choice["message"]["content"]
+  assert len(second["response"]["body"]["choices"]) == 2
