@@ -6,8 +6,8 @@ A job of equal rows on the embedded checkpoint, ar, 16 at once: one process of
 cli.generate with all cores, nemodiff-batch with one actor that has them all,
 and with an actor per core. Throughput is that from the first results to the
 last; runs alternate; medians, with the least and the largest behind them. Then
-an actor alone: until its process answers, reads the model, and has its programs,
-new or kept from before. Needs the extra [ray].
+an actor alone: until its process answers, reads the model, and has its
+programs, new or kept from before. Needs the extra [ray].
 """
 
 import functools
@@ -143,6 +143,8 @@ def _costs(make: Callable, part: source.Part, get: Callable) -> list[str]:
 
 def main(_) -> None:
   """Prints both tables."""
+  # Ray's processes yield to others; here they are compared with one of these.
+  os.environ.setdefault("RAY_worker_niceness", "0")
   cluster.check_installed()
   with tempfile.TemporaryDirectory() as folder:
     throughput(Path(folder))

@@ -9,8 +9,8 @@ Lines and their fields are those of nemodiff_jax.cli.generate, as are the
 results; in Parquet a field is a column, and null is absent. The output is a
 folder of part files, each whole or not there, and _manifest.json with the
 settings of the job: the same command goes on where a stopped one was. A line
-that cannot be served gives a row with an error, and exit code 3. Needs the extra
-[ray]; without --ray_address it uses this machine. See docs/jobs.md.
+that cannot be served gives a row with an error, and exit code 3. Needs the
+extra [ray]; without --ray_address it uses this machine. See docs/jobs.md.
 """
 
 import os
@@ -47,7 +47,7 @@ _ACTORS = flags.DEFINE_integer(
 _RAY_ADDRESS = flags.DEFINE_string(
   "ray_address",
   None,
-  "Of a Ray cluster: auto, host:port or ray://host:port. Default: this machine.",
+  "Of a Ray cluster: auto, or host:port. Default: this machine alone.",
 )
 flags.adopt_module_key_flags(job_flags)
 flags.adopt_module_key_flags(shared)

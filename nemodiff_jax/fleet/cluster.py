@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from nemodiff_jax.fleet.source import Part
 from nemodiff_jax.fleet.worker import Job, Report, Worker
 
 _STORE = 100 * 2**20  # Bytes of a local object store; only reports go through.
-_PASSED = "JAX_", "XLA_", "NEMODIFF_", "HF_"  # Environment that actors get.
+_PASSED = "JAX_", "XLA_"  # Variables that actors get, on any machine.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,9 @@ def connected(address: str | None, debug: bool) -> Iterator[None]:
   import ray.data
 
   how: dict[str, Any] = {}
-  if address is None:
+  if address is not None:
+    _knock(address)
+  else:
     how = {"include_dashboard": False, "object_store_memory": _STORE}
   on_term = signal.getsignal(signal.SIGTERM)
   try:
@@ -73,7 +76,7 @@ def connected(address: str | None, debug: bool) -> Iterator[None]:
   except (ConnectionError, ValueError, RuntimeError) as e:
     first = str(e).strip().splitlines()[0]
     raise UserError(
-      f"ray_address {address!r}: no cluster there ({first})"
+      f"ray_address {address!r}: no cluster there ({first})."
     ) from e
   finally:
     with contextlib.suppress(ValueError):  # Not in the main thread.
@@ -83,6 +86,17 @@ def connected(address: str | None, debug: bool) -> Iterator[None]:
     yield
   finally:
     ray.shutdown()
+
+
+def _knock(address: str) -> None:
+  """Raises a UserError where nobody listens; Ray would try for minutes."""
+  host, _, port = address.rpartition(":")
+  if not port.isdecimal():
+    return  # It is no host:port, so Ray knows at once.
+  try:
+    socket.create_connection((host, int(port)), timeout=10).close()
+  except (OSError, OverflowError) as e:
+    raise UserError(f"ray_address {address!r}: no cluster there ({e}).") from e
 
 
 def place(actors: int | None, share: int, most: int) -> Placement:

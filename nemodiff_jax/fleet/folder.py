@@ -135,7 +135,7 @@ def _to_disk(path: str) -> None:
 
 
 class Tries:
-  """Counts, on disk, how often a part has been begun: a process may die of it."""
+  """Counts on disk how often a part was begun: a process may die of it."""
 
   def __init__(self, folder: str, number: int, most: int):
     self._path = os.path.join(folder, f".part-{number:06}.tries")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 
 import pytest
@@ -161,7 +162,18 @@ def test_a_part_that_is_not_here_is_missed(run, job, monkeypatch):
   assert code == 2 and "name a folder that all machines share" in err
 
 
+def test_progress_says_how_long_the_rest_takes(run, job, monkeypatch):
+  monkeypatch.setattr("nemodiff_jax.cli.progress.INTERVAL", 0.01)
+  _, err = run(f"--prompts_file={job}", "--rows_per_part=4", *QUICK)
+  left = re.findall(
+    r"(\d+) prompts.* tok/s, (\d+:\d\d:\d\d) left; 20 in all", err
+  )
+  assert {int(count) for count, _ in left} <= {4, 8, 12, 16, 20}
+  assert left and all(t == "0:00:00" for n, t in left if n == "20")
+
+
 def test_no_ray_is_said(job, tmp_path, monkeypatch):
+  monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
   monkeypatch.setitem(sys.modules, "ray", None)
   monkeypatch.setitem(sys.modules, "ray.data", None)
   code, _, err = helpers.run_command(
@@ -170,6 +182,7 @@ def test_no_ray_is_said(job, tmp_path, monkeypatch):
   assert code == 2
   assert "needs the extra [ray]" in err and "pip install" in err
   assert not (tmp_path / "o").exists()
+  assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"  # No telemetry.
 
 
 @pytest.mark.parametrize(

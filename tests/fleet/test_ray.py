@@ -227,12 +227,15 @@ def marked(mark):
   return found
 
 
-def test_ctrl_c_says_how_to_go_on(folder, long_job, tmp_path):
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_the_job(folder, long_job, tmp_path, number, code):
   out = tmp_path / "out"
   with started(folder, long_job, out, *HOW, "--actors=1") as process:
     wait_for_parts(process, out, 2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    process.send_signal(number)
+    assert process.wait(60) == code
   assert "the same command goes on from here" in Path(f"{out}.err").read_text()
 
 
@@ -288,11 +291,14 @@ def test_a_full_disk_ends_the_job(folder, job, alone, tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_no_cluster_is_said(folder, job, tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto", "nowhere"])
+def test_no_cluster_is_said(folder, job, tmp_path, address):
   code, err = finished(
-    folder, job, tmp_path / "out", "--ray_address=127.0.0.1:1"
-  )
-  assert code == 2 and "ray_address '127.0.0.1:1': no cluster there" in err
+    folder, job, tmp_path / "out", f"--ray_address={address}",
+    RAY_TMPDIR=str(tmp_path),
+  )  # fmt: skip
+  assert code == 2
+  assert f"error: ray_address {address!r}: no cluster there" in err
 
 
 def test_the_benchmark_runs(tmp_path):
@@ -330,7 +336,7 @@ def test_the_example_of_json_lines_runs(tmp_path):
 def test_the_example_of_parquet_runs(tmp_path):
   first, second = example("Parquet", tmp_path)
   assert first.startswith("a ") and second.startswith("b stop ")
-  assert second.endswith("The answer is 8.")
+  assert second.endswith("The answer is 8.'")
 
 
 def test_the_example_of_batch_lines_runs(tmp_path):
