@@ -8,13 +8,11 @@ from pathlib import Path
 # Programs run for milliseconds here and compile for seconds: LLVM need not try
 # hard, nor MLIR for every fusion (which took 40 % of the time of a suite).
 # Before JAX is imported; the commands that tests start do the same.
-_FLAGS = (
-  "--xla_backend_optimization_level=0",
-  "--xla_llvm_disable_expensive_passes=true",
-  "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-  "--xla_cpu_parallel_codegen_split_count=1",
+os.environ["XLA_FLAGS"] = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+  " --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
-os.environ["XLA_FLAGS"] = " ".join((*_FLAGS, os.environ.get("XLA_FLAGS", "")))
 
 import jax
 import pytest

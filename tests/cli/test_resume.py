@@ -8,7 +8,9 @@ from tests.cli.conftest import read, write
 
 def test_stopped_job_goes_on(run, job, tmp_path):
   out = tmp_path / "out.jsonl"
+  # Not in auto, whose nfe follows the clock.
   how = [f"--prompts_file={job}", f"--output={out}", "--batch_size=2"]
+  how.append("--mode=linear_spec")
   run(*how)
   whole = out.read_text()
   lines = whole.splitlines(keepends=True)
