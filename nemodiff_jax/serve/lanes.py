@@ -146,6 +146,9 @@ class Lanes:
       "passes": total(lambda e: e.statistics.passes),
       "programs": total(lambda e: e.programs),
       "lanes": len(engines),
+      "cycles": total(lambda e: e.statistics.cycles),
+      "cycle_tokens": total(lambda e: sum(e.statistics.slots)),
+      "reused_tokens": total(lambda e: e.statistics.reused_tokens),
     }
 
   def warm_up(self) -> Iterator[Key]:
@@ -245,6 +248,10 @@ def _counts(lane: _Lane, made: Generation) -> Counts:
     cycles=len(cycles),
     accepted=sum(cycles) - len(cycles),
     drafted=made.drafted,
+    places=[
+      sum(found > place for found in cycles)  # The last token is no draft.
+      for place in range(1, max(cycles, default=0))
+    ],
     reused=made.request.reused,
     predicted=0 if made.guide is None else made.guide.predicted,
   )
