@@ -8,6 +8,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from checkpoints_convert import convert
+from nemodiff_jax import command_line
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.signals import run as run_process
 
@@ -76,13 +77,6 @@ def run(main: Callable[[], int]) -> None:
   Ctrl-C, 143 for SIGTERM.
   """
 
-  def parse(given: list[str]) -> list[str]:
-    try:
-      return flags.FLAGS(given)
-    except flags.Error as e:
-      print(f"error: {e}", file=sys.stderr)
-      sys.exit(2)
-
   def guarded(rest: list[str]) -> int:
     try:
       if len(rest) > 1:
@@ -98,6 +92,7 @@ def run(main: Callable[[], int]) -> None:
       return 130
 
   def body() -> int:
+    parse = functools.partial(command_line.parse, main=main)
     app.run(guarded, flags_parser=parse)
     return 0
 

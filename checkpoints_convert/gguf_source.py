@@ -11,7 +11,7 @@ import numpy as np
 
 from checkpoints_convert import convert, gguf_keys, hf_folder, values
 from checkpoints_convert.lazy import Lazy
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.io import names
 from nemodiff_jax.io.checkpoint import tensor_table
 from nemodiff_jax.nn.config import ModelConfig, RopeConfig
@@ -72,7 +72,7 @@ class Gguf:
         why = (
           " (RoPE factors, as of Llama 3.1, are not computed here)"
           if scales
-          else names.nearest(name, table)
+          else nearest(name, table, "name")
         )
         raise UserError(f"{self.path}: unknown tensor {name!r}{why}.")
     items = []

@@ -55,3 +55,8 @@ def __getattr__(name: str) -> Any:
   if name not in _HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+  """The public names: what is loaded on use is offered all the same."""
+  return [*__all__, "__version__"]

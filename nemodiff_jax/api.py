@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from nemodiff_jax.decode.config import (
   check_prompt,
   decode_config,
 )
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.model import (
   DTYPES,
   Model,
@@ -52,7 +52,30 @@ __all__ = [
 ]
 
 
+class Common(TypedDict, total=False):
+  """Settings of a call: block_length, and the fields of `RowSettings`."""
+
+  block_length: int | str | None
+  max_new_tokens: int
+  temperature: float
+  top_k: int
+  top_p: float
+  min_p: float
+  seed: int
+  stop_token_ids: Sequence[int]
+  ignore_eos: bool
+  stop: str | Sequence[str]
+  logprobs: int | None
+  max_thinking_tokens: int | None
+  end_think_token_id: int | None
+  start_think_token_id: int | None
+  threshold: float | Literal["run"] | None
+  steps_per_block: int | None
+  draft_threshold: float | None
+
+
 Settings = Sequence[Mapping[str, Any] | RowSettings]
+_RUN_FIELDS = ("block_length", *ROW_FIELDS)
 
 
 def generate(
@@ -62,13 +85,14 @@ def generate(
   *,
   mode: str | None = None,
   batch_size: int = BATCH_SIZE,
-  **common: Any,
+  **common: Unpack[Common],
 ) -> list[DecodeOutput]:
   """Decodes prompts, `batch_size` at a time.
 
   Args:
     model: from `load`.
     prompts: texts, lists of token ids or lists of messages; or one of them.
+      A list of messages is one conversation, a list of texts a batch.
     settings: one per prompt: a `RowSettings`, or its fields that differ from
       the common ones. None: all prompts have the common ones.
     mode: 'ar', 'diffusion', 'linear_spec' or 'quadratic_spec'; None:
@@ -96,7 +120,7 @@ def generate_iter(
   *,
   mode: str | None = None,
   batch_size: int = BATCH_SIZE,
-  **common: Any,
+  **common: Unpack[Common],
 ) -> Iterator[tuple[int, DecodeOutput]]:
   """Like `generate`, but yields (index of the prompt, output) as they are done.
 
@@ -111,11 +135,16 @@ def _asked(
   prompts: Prompt | Sequence[Prompt],
   settings: Settings | None,
   mode: str | None,
-  common: dict[str, Any],
+  common: Mapping[str, object],
 ) -> tuple[DecodeConfig, list[list[int]], list[RowSettings]]:
   """What a call asks for, checked: config, ids and settings of each prompt."""
   row, config = split_settings(model, mode, common)
   many: Any = prompts
+  if isinstance(many, Mapping):
+    raise UserError(
+      "a message should be in a list of messages: [{'role': ..., 'content':"
+      " ...}]."
+    )
   if hasattr(many, "ndim"):  # An array of ids, of one row or of many.
     many = np.asarray(many).tolist()
   if isinstance(many, str) or (
@@ -139,25 +168,35 @@ def _asked(
 def _own(common: RowSettings, own: Mapping[str, Any] | RowSettings):
   if isinstance(own, RowSettings):
     return own
-  for name in own:
-    if name not in ROW_FIELDS:
-      raise UserError(
-        f"unknown setting {name!r} of a prompt; known are"
-        f" {', '.join(ROW_FIELDS)}.",
-        "unknown_field",
-      )
+  _check_names(own, ROW_FIELDS, " of a prompt")
   return dataclasses.replace(common, **own)
 
 
+def _check_names(given: Any, known: Sequence[str], where: str) -> None:
+  for name in given:
+    if name not in known:
+      raise UserError(
+        f"unknown setting {name!r}{where}{nearest(name, known, 'setting')};"
+        f" known are {', '.join(known)}.",
+        "unknown_field",
+      )
+
+
 def split_settings(
-  model: Model, mode: str | None, settings: dict[str, Any]
+  model: Model, mode: str | None, settings: Mapping[str, object]
 ) -> tuple[RowSettings, DecodeConfig]:
-  """Settings of the row, and of the run, from one set of names."""
-  own = {k: settings.pop(k) for k in ROW_FIELDS if k in settings}
-  try:
-    return RowSettings(**own), decode_config(model.config, mode, **settings)
-  except TypeError as e:
-    raise UserError(f"unknown setting ({e}).", "unknown_field") from e
+  """Settings of the row, and of the run, from one set of names.
+
+  Raises:
+    UserError: an unknown name, a value out of range, or no loaded model.
+  """
+  if not isinstance(model, Model):
+    raise UserError(f"model should come from load(), got {model!r:.60}.")
+  _check_names(settings, _RUN_FIELDS, "")
+  own: dict[str, Any] = dict(settings)
+  block = own.pop("block_length", None)
+  config = decode_config(model.config, mode, block_length=block)
+  return RowSettings(**own), config
 
 
 def prepare(model: Model, prompt: Prompt, row: RowSettings) -> list[int]:

@@ -1,4 +1,7 @@
-"""The one error for what a user can mend."""
+"""The one error for what a user can mend, and the name that was meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -14,3 +17,9 @@ class UserError(ValueError):
   def __init__(self, message: str, kind: str = "bad_value"):
     super().__init__(message)
     self.kind = kind
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+  """' (nearest known WHAT: ...)', or '' where nothing is near."""
+  found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f" (nearest known {what}: {found[0]!r})" if found else ""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nemodiff_jax import backend
 from nemodiff_jax.decode.config import (
   DecodeConfig,
   RowSettings,
@@ -50,6 +51,20 @@ class Model:
   module: Transformer
   weights: Weights
   attention: str | None = None
+
+  def __repr__(self) -> str:
+    """What it is, not its weights."""
+    params = self.weights.params
+    count = sum(x.size for x in jax.tree.leaves(params))
+    kind = "ar only" if self.config.mask_id is None else "four modes"
+    drafter = "with a drafter" if self.weights.lora else "no drafter"
+    weights = jnp.dtype(self.module.dtype).name
+    if (scheme := scheme_of(params)) != "none":
+      weights = f"{scheme} and {weights}"
+    return (
+      f"Model({kind}, {count / 1e6:,.1f} M parameters, {weights},"
+      f" {jax.default_backend()}, {drafter})"
+    )
 
   def ar_generate(
     self,
@@ -144,7 +159,7 @@ def load(
   quantize: str = "none",
   mesh: str | None = None,
 ) -> Model:
-  """Loads a checkpoint.
+  """Loads a checkpoint; programs are kept on disk as `backend.prepare` says.
 
   Args:
     checkpoint: a folder, 'org/name[@revision]' on the hub, or None for the
@@ -159,6 +174,7 @@ def load(
   Raises:
     UserError: what is wrong with the checkpoint, and what to do.
   """
+  backend.prepare()
   if dtype not in (None, *DTYPES):
     raise UserError(f"dtype should be one of {DTYPES}, got {dtype!r}.")
   opened = open_checkpoint(checkpoint)

@@ -1,9 +1,10 @@
 """One prompt: its text as it becomes certain, or every pass over it."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Unpack
 
 from nemodiff_jax.api import (
+  Common,
   DecodeOutput,
   Model,
   check_batch,
@@ -19,7 +20,11 @@ from nemodiff_jax.prompts import Prompt, finish_row
 
 
 def stream(
-  model: Model, prompt: Prompt, *, mode: str | None = None, **settings: Any
+  model: Model,
+  prompt: Prompt,
+  *,
+  mode: str | None = None,
+  **settings: Unpack[Common],
 ) -> Iterator[str | DecodeOutput]:
   """Yields the text of one prompt as it becomes certain, then the output.
 

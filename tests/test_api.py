@@ -1,5 +1,6 @@
 """The Python API, and the model card's three functions."""
 
+import os
 import subprocess
 import sys
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 import nemodiff_jax as nd
+from nemodiff_jax import api
 from nemodiff_jax.decode import memory
-from nemodiff_jax.decode.config import decode_config
+from nemodiff_jax.decode.config import ROW_FIELDS, decode_config
 from nemodiff_jax.nn.config import preset
+from nemodiff_jax.serve.cache import new_cache
 from tests import helpers
 
 
@@ -95,8 +98,18 @@ def test_without_a_mode_the_text_is_that_of_ar_in_any_width(model):
 
 
 def test_bad_settings_are_named(model):
-  with pytest.raises(nd.UserError, match="unknown setting .*blok_length"):
+  with pytest.raises(
+    nd.UserError, match="'blok_length' \\(nearest known setting: 'block_length'"
+  ):
     nd.generate(model, [[7]], blok_length=3)
+  with pytest.raises(
+    nd.UserError, match="'max_tokens' .*'max_new_tokens'\\); known are block_l"
+  ):
+    nd.stream(model, [7], max_tokens=3).send(None)
+  with pytest.raises(nd.UserError, match="should be in a list of messages"):
+    nd.generate(model, {"role": "user", "content": "w9"})
+  with pytest.raises(nd.UserError, match="come from load.., got 'nvidia/x'"):
+    nd.generate("nvidia/x", "w9")
   with pytest.raises(nd.UserError, match="mode should be one of"):
     nd.generate(model, [[7]], mode="fast")
   with pytest.raises(nd.UserError, match="top_p should lie in"):
@@ -157,8 +170,45 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_names_of_the_package_exist():
   assert all(getattr(nd, name) is not None for name in nd.__all__)
+  assert dir(nd) == sorted([*nd.__all__, "__version__"])
   with pytest.raises(AttributeError, match="no attribute 'nope'"):
     _ = nd.nope
+
+
+def test_keywords_are_typed_and_nothing_else_is_taken():
+  names = set(api.Common.__annotations__)
+  assert names == {"block_length", *ROW_FIELDS}
+
+
+def test_what_is_printed_fits_a_line(model, tiny):
+  count = sum(x.size for x in jax.tree.leaves(tiny.params)) / 1e6
+  assert repr(model) == (
+    f"Model(four modes, {count:.1f} M parameters, float32, cpu, with a drafter)"
+  )
+  layers = tiny.config.num_layers
+  cache = new_cache(tiny.module, 3).arrays
+  assert repr(cache).startswith(f"KVCache({layers} layers of float32[3, 128, ")
+
+
+def test_programs_are_kept_on_disk_unless_jax_is_told_where(folder, tmp_path):
+  """By the API as by the commands; one documented switch keeps nothing."""
+  code = (
+    "import sys, jax, nemodiff_jax as nd\n"
+    "model = nd.load(sys.argv[1])\n"
+    "nd.generate(model, [9, 8], mode='ar', max_new_tokens=2)\n"
+  )
+  env = {
+    k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")
+  }
+  env |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
+  kept = tmp_path / "nemodiff_jax" / "compiled"
+  run = lambda **more: subprocess.run(
+    [sys.executable, "-c", code, str(folder)], env=env | more, check=True
+  )
+  run(JAX_ENABLE_COMPILATION_CACHE="false")
+  assert not kept.exists()
+  run()
+  assert list(kept.iterdir())
 
 
 CONFIG = preset("8b")

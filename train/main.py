@@ -1,7 +1,11 @@
 """Trains a model, or goes on where a run stopped.
 
-python -m train.main --config=train/configs/tiny.py --workdir=DIR
-    [--init_from=CHECKPOINT] [--export=DIR] [--config.key=value ...]
+    nemodiff-train --config=tiny --workdir=DIR
+        [--init_from=CHECKPOINT] [--export=DIR] [--config.key=value ...]
+
+A config is a Python file, or the name of one of train/configs: ar,
+ar_to_diffusion_8b, drafter, sft, tiny; behind a colon, what the file itself
+takes (sft:small). docs/training.md describes the keys.
 """
 
 import os
@@ -11,14 +15,27 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from nemodiff_jax.errors import UserError
-from train import loop, settings
-from train.configs import base
-from train.signals import Stopped
+from nemodiff_jax import backend, command_line
+from nemodiff_jax.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run.")
+try:
+  from ml_collections import config_flags
+
+  from train import loop, settings
+  from train.configs import base
+  from train.signals import Stopped
+except ImportError as e:
+  print(
+    f"error: training needs its extra ({e}): pip install"
+    " 'nemodiff-jax[train]'.",
+    file=sys.stderr,
+  )
+  sys.exit(2)
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The run: a Python file, or a name above."
+)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Checkpoints and metrics.", required=True
 )
@@ -34,7 +51,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-_EXAMPLE = "train/configs/tiny.py"
+_CONFIGS = Path(base.__file__).parent
 # How many processes a launcher started: of Slurm's srun, of Open MPI.
 _LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -42,6 +59,7 @@ _LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 def main(_: list[str]) -> None:
   """Runs the training."""
   logging.set_verbosity(logging.WARNING)
+  backend.prepare()
   try:
     join_processes()
     target = None if _EXPORT.value is None else Path(_EXPORT.value)
@@ -95,23 +113,47 @@ def _fail(message: str) -> int:
 def parse(argv: list[str]) -> list[str]:
   """Flags; what is wrong with them is an error like those of the run."""
   known = settings.flatten(base.get_config())
-  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-    name, _, value = arg.partition("=")
-    file = Path((value or following).split(":")[0])
-    if name == "--config" and not file.is_file():
-      sys.exit(_fail(f"--config should be a file like {_EXAMPLE}, got {file}."))
+  argv = list(argv)
+  for i, arg in enumerate(argv):
+    name, equals, value = arg.partition("=")
+    if name == "--config":
+      at = i if equals else min(i + 1, len(argv) - 1)
+      file = _config_file(value if equals else argv[at])
+      argv[at] = name + equals + file if equals else file
     key = name.removeprefix("--config.")
     if key != name and key not in known:
-      near = settings.near(key, known)
+      near = nearest(key, known, "key")
       sys.exit(_fail(f"config: unknown key {key!r}{near}."))
   # Not at import: flags are one table for all commands of a process.
   flags.mark_flag_as_required("config")
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, ValueError) as e:
+    return command_line.parse(argv, main)
+  except ValueError as e:
     # A config file's own error comes with its traceback.
     sys.exit(_fail(str(e).strip().splitlines()[-1]))
 
 
-if __name__ == "__main__":
+def _config_file(given: str) -> str:
+  """The file of a config that is given by its path or its name."""
+  name, colon, argument = given.partition(":")
+  packaged = _CONFIGS / f"{name}.py"
+  if Path(name).is_file():
+    return given
+  if name.isidentifier() and packaged.is_file():
+    return str(packaged) + colon + argument
+  names = sorted(p.stem for p in _CONFIGS.glob("[!_]*.py"))
+  sys.exit(
+    _fail(
+      f"--config: there is no file {name!r}; expected a Python file, or one of"
+      f" {', '.join(n for n in names if n not in ('base', 'small'))}."
+    )
+  )
+
+
+def console() -> None:
+  """Entry point of the installed command."""
   app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+  console()

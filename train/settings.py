@@ -1,6 +1,5 @@
 """Checks a run's configuration, and turns parts of it into plain data."""
 
-import difflib
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from nemodiff_jax.decode.config import MODES
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.nn.config import ModelConfig
 from train.configs import base
 from train.corruption import EDGES, Canvas, Corruption
@@ -69,7 +68,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Raises a UserError unless the configuration is complete and usable."""
   flat, known = flatten(config), flatten(base.get_config())
   for name in flat.keys() - known.keys():
-    raise UserError(f"config: unknown key {name!r}{near(name, known)}.")
+    raise UserError(
+      f"config: unknown key {name!r}{nearest(name, known, 'key')}."
+    )
   for name in sorted(known.keys() - flat.keys()):
     raise UserError(
       f"config: {name!r} is missing; train/configs/base.py names every key."
@@ -231,9 +232,3 @@ def make_plan(
 def drafter_loss(config: ml_collections.ConfigDict) -> DrafterLoss:
   """The drafter's objective."""
   return DrafterLoss(**config.drafter)
-
-
-def near(name: str, known) -> str:
-  """' (nearest known key: ...)', or '' where nothing is near."""
-  found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f" (nearest known key: {found[0]!r})" if found else ""

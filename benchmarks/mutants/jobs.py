@@ -125,11 +125,9 @@ MUTATIONS = (
     "self._passes += passes", "self._passes += 1", f"{FLAGS} summary",
   ),
   _break(
-    "a flag that does not parse is 1", "cli/main.py",
-    'print(f"error: {e}; --help lists the flags.", file=sys.stderr)\n'
-    "      sys.exit(2)",
-    'print(f"error: {e}; --help lists the flags.", file=sys.stderr)\n'
-    "      sys.exit(1)", "tests/cli/test_generate.py do_not_parse",
+    "a flag that does not parse is 1", "command_line.py",
+    '--help lists the flags.", file=sys.stderr)\n  sys.exit(2)',
+    '--help lists the flags.", file=sys.stderr)\n  sys.exit(1)', "tests/cli/test_generate.py do_not_parse",
   ),
   _break(
     "a lost exception goes on for ever", "signals.py",

@@ -6,15 +6,18 @@ Commands: /mode NAME, /reset, /help, /quit. Ctrl-C stops a reply, not the chat.
 The cache is kept, so that a turn reads only what is new.
 """
 
+import contextlib
 import functools
 import signal
 import sys
+import termios
+from collections.abc import Generator
 
 from absl import flags
 
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import main as process
-from nemodiff_jax.cli.conversation import Chat, how
+from nemodiff_jax.cli.conversation import EXAMPLE, Chat, how
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import finish_row
 
@@ -41,6 +44,9 @@ def main() -> int:
     {} if think is None else {"enable_thinking": think},
   )
   signal.signal(signal.SIGINT, chat.interrupt)
+  embedded = shared.CHECKPOINT.value is None
+  name = f"the embedded model, sums in words; try: {EXAMPLE}"
+  print(f"[{name if embedded else opened.folder.name}]")
   print(f"[{how(config)}; /help for commands]")
   # Bytes that are no UTF-8 come as halves of pairs, which `reply` refuses.
   process.reconfigure_text(sys.stdin, "surrogateescape")
@@ -53,7 +59,8 @@ def main() -> int:
         if not chat.command(line):
           return 0
       elif line:
-        chat.reply(line)
+        with _no_echo():
+          chat.reply(line)
     except EOFError:
       print()
       return 0
@@ -61,6 +68,23 @@ def main() -> int:
       print("\n[/quit or Ctrl-D leaves]")
     except UserError as e:
       print(f"error: {e}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _no_echo() -> Generator[None]:
+  """What is typed meanwhile is the next turn, not a part of the reply."""
+  if not sys.stdin.isatty():
+    yield
+    return
+  file = sys.stdin.fileno()
+  before = termios.tcgetattr(file)
+  quiet = [*before]
+  quiet[3] &= ~termios.ECHO
+  termios.tcsetattr(file, termios.TCSADRAIN, quiet)
+  try:
+    yield
+  finally:
+    termios.tcsetattr(file, termios.TCSADRAIN, before)
 
 
 def console() -> None:

@@ -17,6 +17,8 @@ from nemodiff_jax.io.jsonl import is_text
 from nemodiff_jax.prompts import encode_prompt
 from nemodiff_jax.serve.engine import Engine, Generation
 
+# What the embedded model can be asked.
+EXAMPLE = "What is 17 + 25 - 8?"
 HELP = (
   f"/mode NAME   one of {', '.join(MODES)}\n"
   "/reset       forget the conversation\n"
@@ -156,7 +158,9 @@ class Chat:
     if made is None:
       return "stopped"
     output, request = made.output, made.request
+    cut = output.result().finish_reason == "length"
     return (
       f"{self.config.mode}: {len(output.token_ids)} tokens in {output.nfe}"
       f" passes, {request.reused} of {len(request.prompt)} prompt tokens reused"
+      f"{', cut at --max_new_tokens' if cut else ''}"
     )

@@ -10,7 +10,7 @@ max_new_tokens, temperature, seed. Likelihoods are by the ar head in every mode.
 
 import sys
 
-from nemodiff_jax.cli.main import keep_compiled_programs
+from nemodiff_jax import backend
 from nemodiff_jax.errors import UserError
 
 
@@ -28,7 +28,7 @@ def console() -> int:
     )
     return 2
   del lm_eval_model  # Its import registers the model.
-  keep_compiled_programs()
+  backend.prepare()
   try:
     cli_evaluate()
   except UserError as e:

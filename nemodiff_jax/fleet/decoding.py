@@ -10,11 +10,10 @@ from typing import Any
 
 from absl import flags
 
-from nemodiff_jax import api
+from nemodiff_jax import api, backend
 from nemodiff_jax.batch import by_engine
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli.jobs import BatchTask, Reader, Refused, Task
-from nemodiff_jax.cli.main import keep_compiled_programs
 from nemodiff_jax.cli.results import refusal_fields, result_fields
 from nemodiff_jax.cli.run_job import counts, if_it_fits
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings
@@ -75,7 +74,7 @@ def open_decoding(
   with contextlib.suppress(OSError):
     os.chdir(directory)
   flags.FLAGS(["actor", *argv])
-  keep_compiled_programs()
+  backend.prepare()
   opened = shared.checkpoint()
   config = shared.run_config(opened.config)
   reader = Reader(

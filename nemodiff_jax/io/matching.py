@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import logging
 
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.io import names
 from nemodiff_jax.io.orbax import OrbaxTensors
 from nemodiff_jax.io.quantized import method_of_tensor, refusal
@@ -58,7 +58,7 @@ def _named(
         f"{file}: tensor {source!r} says that the weights are"
         f" {refusal(method)}."
         if method
-        else f"{folder}: unknown tensor {source!r}{names.nearest(name, table)}."
+        else f"{folder}: unknown tensor {source!r}{nearest(name, table, 'name')}."
       )
     if name in wanted.values():
       raise UserError(f"{folder}: tensor {name!r} is there twice.")

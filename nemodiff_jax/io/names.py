@@ -6,7 +6,6 @@ checkpoints and [in, out] in the parameter tree.
 """
 
 import dataclasses
-import difflib
 import re
 
 STEMS = (
@@ -142,9 +141,3 @@ def is_vision(name: str) -> bool:
 def is_leftover(name: str) -> bool:
   """Whether a tensor is a buffer without use, as `rotary_emb.inv_freq` is."""
   return _LEFTOVER.fullmatch(name) is not None
-
-
-def nearest(name: str, known) -> str:
-  """' (nearest known name: ...)', or '' where nothing is near."""
-  found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f" (nearest known name: {found[0]!r})" if found else ""

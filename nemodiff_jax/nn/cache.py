@@ -32,6 +32,11 @@ class KVCache:
   k: tuple[Float[Array, "P page K H"], ...]
   v: tuple[Float[Array, "P page K H"], ...]
 
+  def __repr__(self) -> str:
+    """Its size; its contents fill screens."""
+    k = self.k[0]
+    return f"KVCache({len(self.k)} layers of {k.dtype}{list(k.shape)})"
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def init_cache(

@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from nemodiff_jax import __version__
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import progress
 from nemodiff_jax.decode.config import DecodeConfig, RowSettings, decode_config
@@ -103,8 +104,13 @@ def test_flags_may_be_written_with_dashes(run, job):
   assert dashed[:2] == plain[:2] and plain[0] == 0
   chat = f"--prompts-file={job}", "--nochat", "--noenable-thinking"
   assert run(*chat, "--max-new-tokens=3", *ORDER)[:2] == plain[:2]
-  code, _, err = run("--max-new-toads=3")
-  assert code == 2 and "max-new-toads" in err
+  chat = f"--prompts-file={job}", "--no-chat", "--no-enable_thinking"
+  assert run(*chat, "--max-new-tokens=3", *ORDER)[:2] == plain[:2]
+  for given in ("--max-tokens=3", "--max_new_toads", "--no-max-tokens"):
+    code, out, err = run(given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "(nearest known flag: 'max_new_tokens'); --help lists" in err
+  assert "unknown flag --zzz; --help" in run("--zzz=3")[2]
 
 
 def test_chat_makes_a_prompt_a_message_but_not_ids(run, job, tmp_path):
@@ -114,10 +120,10 @@ def test_chat_makes_a_prompt_a_message_but_not_ids(run, job, tmp_path):
 
 
 def test_standard_input(run, job, monkeypatch, capsys):
-  _, expected, _ = run(f"--prompts_file={job}")
+  _, expected, _ = run(f"--prompts_file={job}", *ORDER)
   stdin = io.TextIOWrapper(io.BytesIO(job.read_bytes()))
   monkeypatch.setattr(sys, "stdin", stdin)
-  code, out, _ = run("--prompts_file=-")
+  code, out, _ = run("--prompts_file=-", *ORDER)
   assert code == 0 and out == expected
 
 
@@ -149,6 +155,17 @@ def test_help_is_the_same_by_every_name_and_no_fault(name):
   assert texts[0] == texts[1]
   assert any(x.strip().startswith("--checkpoint:") for x in texts[0])
   assert any(f"python -m {module}" in x for x in texts[0])
+
+
+def test_version(run):
+  assert run("--version") == (0, f"nemodiff {__version__}\n", "")
+
+
+def test_help_into_a_pipe_that_is_closed():
+  command = f"{sys.executable} -m nemodiff_jax.cli.generate --help | head -1"
+  done = subprocess.run(command, shell=True, capture_output=True, text=True)
+  assert done.stdout == "Decodes one prompt, or a JSONL file of them.\n"
+  assert done.stderr == ""
 
 
 def test_a_summary_counts_the_whole_job(run, tmp_path):

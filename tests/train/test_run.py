@@ -197,12 +197,13 @@ def test_an_unknown_key_is_answered_with_the_nearest():
 
 
 FLAGS = {
-  "--config train/configs/tiny.py --config.steps 0":
+  "--config tiny --config.steps 0":
     "config.steps should be a whole number of at least 1, got 0.",
   "--config=train/configs/tiny.py:other --config.seed=1":
     "stage should be joint or drafter, got 'other'",
   "--config=train/configs/none.py --config.seed=1":
-    "--config should be a file like train/configs/tiny.py",
+    "there is no file 'train/configs/none.py'; expected a Python file, or one"
+    " of ar, ar_to_diffusion_8b, drafter, sft, tiny.",
   "--config=train/configs/tiny.py --config.steps=many":
     "--config.steps=many: invalid literal",
 }  # fmt: skip
