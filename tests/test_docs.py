@@ -77,7 +77,7 @@ def test_readme_names_only_flags_that_exist():
     for source in (ROOT / top).glob("*.py"):
       defined |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source.read_text()))
   text = (ROOT / "README.md").read_text()
-  for name in re.findall(r"(?<![\w-])--([a-z_]+)", text):
+  for name in re.findall(r"(?<![\w-])--([a-z_]+)(?![\w-])", text):
     assert name in defined, name
 
 

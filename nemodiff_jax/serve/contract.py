@@ -84,6 +84,7 @@ class Counts:
     cycles: drafts that were verified.
     accepted: draft tokens that the verifier accepted.
     drafted: draft tokens that it looked at.
+    places: of the accepted ones, how many stood first in a draft, second, ...
     reused: tokens of the prompt that the prefix cache held.
     predicted: accepted tokens that came of the request's prediction.
   """
@@ -94,6 +95,7 @@ class Counts:
   cycles: int = 0
   accepted: int = 0
   drafted: int = 0
+  places: Sequence[int] = ()
   reused: int = 0
   predicted: int = 0
 

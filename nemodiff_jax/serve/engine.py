@@ -24,7 +24,9 @@ from nemodiff_jax.serve.device import PASSES
 from nemodiff_jax.serve.flight import Flight, dispatch
 from nemodiff_jax.serve.generation import Event, Generation
 from nemodiff_jax.serve.guide import Guide
+from nemodiff_jax.serve.preparing import Preparing, kind_of
 from nemodiff_jax.serve.programs import Key
+from nemodiff_jax.serve.queue import QueueFull
 from nemodiff_jax.serve.readout import last_of, parts, progress_of, told
 from nemodiff_jax.serve.request import Phase, Request
 from nemodiff_jax.serve.runner import Runner
@@ -95,8 +97,10 @@ class Engine:
       rows=rows, max_length=max_length, stop_ids=stop_ids,
     )  # fmt: skip
     self._sizes = config.widths or (decoder.block,)
-    self._chunks = ChunkSizes(decoder.mode.masks(decoder.block), cycle)
     self._generations: dict[Request, Generation] = {}
+    masks = decoder.mode.masks(decoder.block)
+    self._chunks = ChunkSizes(masks, cycle)
+    self._preparing = Preparing(self._runner.programs, rows, self._sizes, masks)
     self._flights: deque[Flight] = deque()
     self._read_at = 0.0
     self._awaited = True  # Whether the visit before had something to wait for.
@@ -114,6 +118,7 @@ class Engine:
     guide: Guide | None = None,
     scores: tuple[int, int] | None = None,
     traced: bool = False,
+    prepare: bool = False,
   ) -> Generation:
     """Lets a checked prompt wait for its turn.
 
@@ -129,6 +134,7 @@ class Engine:
       scores: (first token, likeliest) of the prompt's own log-probabilities;
         None: none.
       traced: events tell its passes.
+      prepare: what it needs is compiled by another thread, before its turn.
 
     Raises:
       QueueFull: too many wait.
@@ -157,6 +163,9 @@ class Engine:
       ahead=guide is None,
       reuse=None if scores is None else max(scores[0] - 1, 0),
     )
+    queue = self.scheduler.queue
+    if len(queue) + len(self._preparing) >= queue.limit:
+      raise QueueFull(len(queue) + len(self._preparing), queue.limit)
     self.scheduler.submit(request)
     speculative = self._decoder.mode.speculative
     output = RowOutput(settings, speculative, text)
@@ -167,11 +176,18 @@ class Engine:
     if scores is not None:
       made.scores = PromptScores(*scores, len(prompt))
     self._generations[request] = made
+    most = self._chunks.tokens(self.scheduler.watched)
+    others = self._generations.values()
+    if prepare and self._preparing.add(made, others, self.cache.pages, most):
+      queue.remove(request)
     return made
 
   def cancel(self, generation: Generation) -> bool:
     """Ends a request; False if it had ended. It keeps what it has."""
-    if not self.scheduler.end(generation.request):
+    request = generation.request
+    if self._preparing.remove(request):
+      self.scheduler.queue.restore(request)
+    if not self.scheduler.end(request):
       return False
     self._finish(generation)
     return True
@@ -182,12 +198,19 @@ class Engine:
     return not (self._generations or self._flights)
 
   @property
+  def preparing(self) -> int:
+    """Requests that wait for programs."""
+    return len(self._preparing)
+
+  @property
   def flying(self) -> int:
     """Visits that were dispatched and not read."""
     return len(self._flights)
 
   def step(self) -> list[Event]:
     """Dispatches the next visit, and reads the one before it."""
+    for request in self._preparing.ready():
+      self.scheduler.queue.restore(request)
     self.scheduler.chunk = self._chunks.tokens(self.scheduler.watched)
     visit = self.scheduler.plan(self._ready)
     if visit is not None:
@@ -225,11 +248,7 @@ class Engine:
     What would be better is compiled beside, if the time that is left pays.
     """
     rows = [self._generations[r] for r in self.scheduler.held]
-    kind = (
-      any(g.settings.logprobs is not None for g in rows),
-      any(g.adjust is not None for g in rows),
-      any(g.traced for g in rows),
-    )
+    kind = kind_of(rows)
     programs = self._runner.programs
     wanted = len(self._generations)
     found = ready.choose(programs, self._rows, self._sizes, count, wanted, kind)

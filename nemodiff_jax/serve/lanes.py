@@ -22,6 +22,7 @@ from nemodiff_jax.serve.guide import Guide
 from nemodiff_jax.serve.programs import Key
 
 Name = tuple[str, int | str]  # Mode, and block length or 'auto'.
+_POLL = 0.005  # Seconds.
 
 
 @dataclasses.dataclass(eq=False)
@@ -82,6 +83,7 @@ class Lanes:
       guide=_guide(job, lane),
       scores=job.prompt_logprobs,
       traced=job.passes,
+      prepare=True,
     )
     self._requests[request] = lane
     if job.score_only:
@@ -101,7 +103,9 @@ class Lanes:
       lane.seconds += time.perf_counter() - start
       events += [self._event(lane, event) for event in told]
       if lane.engine.flying:
-        break
+        return events
+    if not events and any(lane.engine.preparing for lane in lanes):
+      time.sleep(_POLL)  # All that there is to do waits for a program.
     return events
 
   def busy(self) -> bool:
@@ -131,7 +135,7 @@ class Lanes:
     )
     return {
       "running": total(lambda e: len(e.scheduler.held)),
-      "waiting": total(lambda e: len(e.scheduler.queue)),
+      "waiting": total(lambda e: len(e.scheduler.queue) + e.preparing),
       "pages": pages.pages,
       "pages_used": pages.used,
       "pages_cached": pages.cached,
@@ -142,6 +146,9 @@ class Lanes:
       "passes": total(lambda e: e.statistics.passes),
       "programs": total(lambda e: e.programs),
       "lanes": len(engines),
+      "cycles": total(lambda e: e.statistics.cycles),
+      "cycle_tokens": total(lambda e: sum(e.statistics.slots)),
+      "reused_tokens": total(lambda e: e.statistics.reused_tokens),
     }
 
   def warm_up(self) -> Iterator[Key]:
@@ -241,6 +248,10 @@ def _counts(lane: _Lane, made: Generation) -> Counts:
     cycles=len(cycles),
     accepted=sum(cycles) - len(cycles),
     drafted=made.drafted,
+    places=[
+      sum(found > place for found in cycles)  # The last token is no draft.
+      for place in range(1, max(cycles, default=0))
+    ],
     reused=made.request.reused,
     predicted=0 if made.guide is None else made.guide.predicted,
   )

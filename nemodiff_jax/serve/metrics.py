@@ -6,6 +6,7 @@ another.
 
 import bisect
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -79,6 +80,7 @@ class Metrics:
     self._running: dict[Hashable, _Running] = {}
     self._counters: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
     self._ended: dict[str, int] = {"stop": 0, "length": 0, "abort": 0}
+    self._places: list[int] = []
     self._histograms = {
       name: _Histogram(_TOKENS if "tokens" in name else _SECONDS)
       for name in _HISTOGRAMS
@@ -125,6 +127,10 @@ class Metrics:
         lines.append(
           f'{name}_total{{{labels},finished_reason="{reason}"}} {count}'
         )
+      name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+      lines += _head(name, "counter", "Accepted, by place in the draft.")
+      for i, count in enumerate(self._places):
+        lines.append(f'{name}_total{{{labels},position="{i}"}} {count}')
       for name, help_text in _HISTOGRAMS.items():
         lines += _head(name, "histogram", help_text)
         lines += self._histograms[name].lines(name, labels)
@@ -174,6 +180,8 @@ class Metrics:
       self._count("vllm:spec_decode_num_drafts", counts.cycles)
       self._count("vllm:spec_decode_num_draft_tokens", counts.drafted)
       self._count("vllm:spec_decode_num_accepted_tokens", counts.accepted)
+      pairs = itertools.zip_longest(self._places, counts.places, fillvalue=0)
+      self._places = [a + b for a, b in pairs]
 
   def _count(self, name: str, by: float) -> None:
     self._counters[name] += by

@@ -1,5 +1,6 @@
 """Compiled programs by name and sizes, made on demand or ahead of need."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ class Programs:
 
   Attributes:
     seconds: that each took to compile.
+    failed: programs that another thread could not compile.
     sealed: whether nothing may be compiled any more: a warm-up that forgot a
       program is a fault.
   """
@@ -20,6 +22,7 @@ class Programs:
   def __init__(self, lower: Callable[[Key], Any]):
     """Knows no program yet; `lower` makes one ready to compile, of its key."""
     self.seconds: dict[Key, float] = {}
+    self.failed: set[Key] = set()
     self.sealed = False
     self._lower = lower
     self._ready: dict[Key, Any] = {}
@@ -55,8 +58,15 @@ class Programs:
     """Compiles a program in another thread, unless one is compiled there."""
     if key in self._ready or self.busy or self.sealed:
       return
-    self._thread = threading.Thread(target=self._compile, args=(key,))
+    self._thread = threading.Thread(target=self._try, args=(key,))
     self._thread.start()
+
+  def _try(self, key: Key) -> None:
+    try:
+      self._compile(key)
+    except Exception:  # `get` tells of it, if it happens again.
+      logging.exception("%s could not be compiled", key)
+      self.failed.add(key)
 
   def _compile(self, key: Key) -> None:
     start = time.perf_counter()

@@ -10,6 +10,7 @@ from nemodiff_jax.prompts import END_THINK, finish_row
 from nemodiff_jax.serve.contract import Adjustments, Job
 from nemodiff_jax.serve.errors import Refusal
 from nemodiff_jax.serve.served import Served
+from nemodiff_jax.serve.structured import Spec
 
 _SEEDS = 2**64
 _DRAWN = 53  # Bits: a number that every JSON reader keeps.
@@ -41,6 +42,38 @@ def make_jobs(
     _check_id(served, token, "stop_token_ids")
   ids = check_prompt(prompt, row, served.config, served.max_length)
   return [Job(ids, r, **more) for r in rows]
+
+
+def with_grammar(
+  served: Served,
+  jobs: list[Job],
+  spec: Spec | None,
+  mode: str,
+  after: int | None = None,
+) -> list[Job]:
+  """The jobs with what their outputs have to match; None: nothing.
+
+  Args:
+    served: the model.
+    jobs: rows of one prompt; each gets a matcher of its own.
+    spec: what to match.
+    mode: that they decode in.
+    after: the token that the grammar begins behind; None: at once.
+
+  Raises:
+    Refusal: what is wrong with the grammar, or a mode that can follow none.
+  """
+  if spec is None:
+    return jobs
+  served.need("grammar", spec.field)
+  if mode == "diffusion":
+    raise Refusal(
+      f"{spec.field}: diffusion fills slots in any order and cannot follow a"
+      " grammar; use another mode.",
+      spec.field,
+    )
+  match = served.grammars.matcher
+  return [dataclasses.replace(j, grammar=match(spec, after)) for j in jobs]
 
 
 def text_ids(served: Served, text: str, special: bool = True) -> list[int]:

@@ -4,12 +4,12 @@
 """
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from nemodiff_jax import api
+from tests import helpers
 from tests.golden import make_smollm2 as golden
 
 pytestmark = pytest.mark.slow
@@ -22,13 +22,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model():
-  done = subprocess.run(
-    ["make", "smollm2"], cwd=golden.ROOT, capture_output=True, text=True
-  )
-  if done.returncode and "pip" in done.stdout + done.stderr:
-    pytest.skip(f"make smollm2: {done.stderr[-300:]}")
-  assert done.returncode == 0, done.stderr
-  return api.load(str(golden.ROOT / ".cache" / "smollm2"))
+  return api.load(str(helpers.smollm2()))
 
 
 def chats():

@@ -299,7 +299,8 @@ def test_the_package_openai_reads_the_answers(answers):
     [
       request("a", {"messages": HELLO}),
       request("c", {"prompt": "w9 w8"}, COMPLETIONS),
-    ]
+    ],
+    "--keep_order",
   )
   bodies = [json.loads(json.dumps(x["response"]["body"])) for x in found]
   said = chat.ChatCompletion.model_validate(bodies[0], strict=True)

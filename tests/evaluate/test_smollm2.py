@@ -1,12 +1,12 @@
 """A real pretrained model, against lm_eval's own and mode against mode."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from nemodiff_jax import api
+from tests import helpers
 from tests.golden import make_lm_eval as golden
 
 pytestmark = pytest.mark.slow
@@ -14,13 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def checkpoint():
-  done = subprocess.run(
-    ["make", "smollm2"], cwd=golden.ROOT, capture_output=True, text=True
-  )
-  if done.returncode and "pip" in done.stdout + done.stderr:
-    pytest.skip(f"make smollm2: {done.stderr[-300:]}")
-  assert done.returncode == 0, done.stderr
-  return golden.ROOT / ".cache" / "smollm2"
+  return helpers.smollm2()
 
 
 def test_loglikelihoods_are_those_of_lm_evals_hf_model(checkpoint, tmp_path):

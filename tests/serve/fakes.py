@@ -160,7 +160,7 @@ class FakeEngine:
 def _counts(job: Job, said: int) -> Counts:
   return Counts(
     nfe=said // 2 + 1, mode="linear_spec", block=16, cycles=1, accepted=said,
-    drafted=16, reused=3, predicted=min(said, len(job.prediction)),
+    drafted=16, places=[1] * said, reused=3, predicted=min(said, len(job.prediction)),
   )  # fmt: skip
 
 

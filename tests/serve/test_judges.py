@@ -1,6 +1,7 @@
 """Programs of others that judge a server by its address alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def test_no_request_that_our_document_allows_is_a_500(url):
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stdout[-5000:]
-  assert "Tested: 23" in done.stdout
+  assert int(re.findall(r"Tested: (\d+)", done.stdout)[0]) >= 20
 
 
 CANARY = "compatcanary@0.2.2"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nemodiff_jax.model import Model
 from nemodiff_jax.serve import chunks, ready
 from nemodiff_jax.serve.contract import Adjustments, Job
 from nemodiff_jax.serve.lanes import Lanes
+from nemodiff_jax.serve.programs import Programs
 from tests import helpers, twin
 from tests.serve import fakes
 
@@ -271,7 +273,7 @@ class Stub:
   """An engine that has so many visits to do, or waits for others' pages."""
 
   def __init__(self, visits):
-    self.visits, self.flying = visits, 0
+    self.visits, self.flying, self.preparing = visits, 0, 0
 
   @property
   def idle(self):
@@ -292,6 +294,63 @@ def test_a_lane_that_waits_for_pages_does_not_keep_others_waiting():
     assert engine.busy()
     engine.step()
     assert stubs["linear_spec", 8].visits == left
+
+
+def test_a_program_that_is_compiled_keeps_no_other_row_waiting(
+  lanes, monkeypatch
+):
+  """Neither those of other lanes nor those of the same one."""
+  _, engine = lanes
+  run(lanes, job("warm", 4))
+  gate, asked = threading.Event(), []
+  compile_ = Programs._compile
+
+  def slow(programs, key):
+    assert threading.current_thread() is not threading.main_thread(), key
+    asked.append(key)
+    assert gate.wait(60)
+    compile_(programs, key)
+
+  # Of lanes of their own, as no other test has them.
+  monkeypatch.setattr(Programs, "_compile", slow)
+  cold = engine.submit(job("cold", 5, mode="linear_spec", block_length=16))
+  like = engine.submit(job("cold", 5, row={"logprobs": 1}, block_length=16))
+  gone = engine.submit(job("gone", 5, mode="linear_spec", block_length=16))
+  assert engine.statistics()["waiting"] == 3
+  engine.cancel(gone)
+  warm, said, ends = engine.submit(job("warm two", 30)), {}, set()
+
+  def until(*wanted):
+    while not ends.issuperset(wanted):
+      for event in engine.step():
+        said.setdefault(event.request, []).extend(event.token_ids)
+        if event.finish_reason is not None:
+          ends.add(event.request)
+
+  until(warm)
+  assert asked and len(said[warm]) == 30 and set(said) == {warm}
+  assert engine.statistics()["waiting"] == 2
+  gate.set()
+  until(cold, like)
+  assert said[cold] == said[like]
+  monkeypatch.undo()
+  ((own, _, _),) = run(lanes, job("cold", 5, mode="ar"))
+  assert own == said[cold] and not engine.busy()
+
+
+def test_a_program_that_cannot_be_compiled_is_told_of(lanes, monkeypatch):
+  """By the step that needs it, which is the engine's end."""
+  _, engine = lanes
+
+  def fail(programs, key):
+    raise RuntimeError("no room for the program")
+
+  monkeypatch.setattr(Programs, "_compile", fail)
+  request = engine.submit(job("cold", 5, mode="linear_spec", block_length=4))
+  with pytest.raises(RuntimeError, match="no room"):
+    while engine.busy():
+      engine.step()
+  engine.cancel(request)
 
 
 def test_lanes_take_turns_and_share_pages(lanes):

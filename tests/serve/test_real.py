@@ -354,7 +354,30 @@ def test_names_figures_and_health(running):
   assert figure(url, "vllm:num_requests_running") == 0
 
 
+def test_acceptance_and_reuse_are_among_the_figures(running):
+  """Those of the answers' own usage, added up."""
+  *_, url, _ = running
+  drafts = "vllm:spec_decode_num_"
+  names = [
+    drafts + "accepted_tokens_total", drafts + "accepted_tokens_per_pos_total",
+    drafts + "drafts_total", "vllm:prefix_cache_hits_total",
+  ]  # fmt: skip
+  long = [{"role": "user", "content": "What is 1 + 2? " * 40}]
+  chat(running, long, max_tokens=2)
+  before = [figure(url, n) for n in names]
+  used = [chat(running).usage, chat(running, long, max_tokens=2).usage]
+  grown = [figure(url, n) - b for n, b in zip(names, before, strict=True)]
+  accepted = sum(u.accepted_draft_tokens for u in used)
+  assert grown[:2] == [accepted, accepted] and accepted > 10
+  assert 0 < grown[2] < sum(u.nfe for u in used)
+  reused = [u.prompt_tokens_details.cached_tokens for u in used]
+  assert grown[3] == sum(reused) and reused[1] >= 128
+  assert statistics(url)["avg_spec_accept_length"] > 1
+
+
 def figure(url, name):
+  """Of all labels together."""
   lines = http.get(f"{url}/metrics").text.splitlines()
-  (line,) = (x for x in lines if x.startswith(name + "{"))
-  return float(line.split()[-1])
+  return sum(
+    float(line.split()[-1]) for line in lines if line.startswith(name + "{")
+  )

@@ -98,17 +98,20 @@ def test_metrics_are_prometheus_text_with_the_names_that_are_scraped(running):
 
   def read(text):
     return {
-      sample.name: sample.value
+      sample.name + sample.labels.get("position", ""): sample.value
       for family in parser.text_string_to_metric_families(text)
       for sample in family.samples
     }
 
   old, new = read(before), read(after)
-  grown = lambda name: new[name] - old[name]
+  grown = lambda name: new[name] - old.get(name, 0)
   assert grown("vllm:generation_tokens_total") == 3
   assert grown("vllm:prompt_tokens_total") == 3
   assert grown("vllm:spec_decode_num_drafts_total") == 1
   assert grown("vllm:spec_decode_num_accepted_tokens_total") == 3
+  assert grown("vllm:spec_decode_num_accepted_tokens_per_pos_total2") == 1
+  assert grown("vllm:prefix_cache_queries_total") == 3
+  assert grown("vllm:prefix_cache_hits_total") == 3
   assert grown("vllm:time_to_first_token_seconds_count") == 1
   assert grown("vllm:inter_token_latency_seconds_count") == 2
   assert grown("vllm:e2e_request_latency_seconds_count") == 1

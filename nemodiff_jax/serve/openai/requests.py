@@ -23,6 +23,7 @@ from nemodiff_jax.serve.rows import (
   room,
   shared_settings,
   text_ids,
+  with_grammar,
 )
 from nemodiff_jax.serve.served import Served
 
@@ -137,12 +138,6 @@ def _jobs(
     served, request, mode, request.bad_words, request.min_tokens
   )
   spec = formats.asked(request, calls)
-  if spec is not None and mode == "diffusion":
-    raise Refusal(
-      f"{spec.field}: diffusion fills slots in any order and cannot follow a"
-      " grammar; use another mode.",
-      spec.field,
-    )
   if more.get("prompt_logprobs") is not None:
     served.need("prompt_logprobs", "prompt_logprobs")
   jobs = make_jobs(
@@ -158,14 +153,8 @@ def _jobs(
     **dataclasses.asdict(lane),
     **more,
   )
-  if spec is None:
-    return jobs
-  served.need("grammar", spec.field)
   end = served.text_tokenizer().id_of(END_THINK) if thinking else None
-  return [
-    dataclasses.replace(job, grammar=served.grammars.matcher(spec, end))
-    for job in jobs
-  ]
+  return with_grammar(served, jobs, spec, mode, end)
 
 
 def _check(served: Served, request: Sampling) -> None:

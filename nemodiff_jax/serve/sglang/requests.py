@@ -18,6 +18,7 @@ from nemodiff_jax.serve.rows import (
   room,
   shared_settings,
   text_ids,
+  with_grammar,
 )
 from nemodiff_jax.serve.served import Served
 from nemodiff_jax.serve.structured import Spec
@@ -132,17 +133,7 @@ def _jobs(
     priority=request.priority,
     cache_salt=salt,
   )
-  spec = _spec(own)
-  if spec is None:
-    return jobs
-  served.need("grammar", spec.field)
-  if served.mode == "diffusion":
-    raise Refusal(
-      f"{spec.field}: diffusion cannot follow a grammar.", spec.field
-    )
-  return [
-    dataclasses.replace(j, grammar=served.grammars.matcher(spec)) for j in jobs
-  ]
+  return with_grammar(served, jobs, _spec(own), served.mode)
 
 
 def structured(request: GenerateRequest) -> bool:
