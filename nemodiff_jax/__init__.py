@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   )
   from nemodiff_jax.decode.config import DecodeConfig, RowSettings
   from nemodiff_jax.errors import UserError
+  from nemodiff_jax.infilling import InfillOutput, infill
   from nemodiff_jax.nn.config import ModelConfig
   from nemodiff_jax.streams import stream
 
@@ -28,24 +29,28 @@ __version__ = "0.1.0"
 _HOME = {
   "DecodeConfig": "nemodiff_jax.decode.config",
   "DecodeOutput": "nemodiff_jax.api",
+  "InfillOutput": "nemodiff_jax.infilling",
   "Model": "nemodiff_jax.api",
   "ModelConfig": "nemodiff_jax.nn.config",
   "RowSettings": "nemodiff_jax.decode.config",
   "UserError": "nemodiff_jax.errors",
   "generate": "nemodiff_jax.api",
   "generate_iter": "nemodiff_jax.api",
+  "infill": "nemodiff_jax.infilling",
   "load": "nemodiff_jax.api",
   "stream": "nemodiff_jax.streams",
 }
 __all__ = [
   "DecodeConfig",
   "DecodeOutput",
+  "InfillOutput",
   "Model",
   "ModelConfig",
   "RowSettings",
   "UserError",
   "generate",
   "generate_iter",
+  "infill",
   "load",
   "stream",
 ]

@@ -115,15 +115,20 @@ def ar(model, prompt, limit, stops):
   return *cut(out, limit, stops), len(out), None
 
 
-def diffusion(model, prompt, limit, stops, size, threshold, steps):
+def diffusion(
+  model, prompt, limit, stops, size, threshold, steps, following=()
+):
   mask, out, nfe, done = model.c.mask_id, [], 0, list(prompt)
   while True:
     seed = int(pick(model, model.causal(done)[-1])[0])
     if out:
       nfe += 1  # The pass that committed the block before.
-    if seed in stops:
+    room = limit - len(out)
+    seen = ([mask] * room + list(following) + [mask] * size)[:size]
+    sees = seen.count(mask) < size
+    if seed in stops and not sees:
       return *cut([*out, seed], limit, stops), nfe, None
-    block, room = [seed] + [mask] * (size - 1), limit - len(out)
+    block = seen if sees else [seed] + [mask] * (size - 1)
     began = sum(t == mask for t in block[:room])
     for s in range(steps or size):
       first = next((i for i, t in enumerate(block) if t in stops), size)

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from nemodiff_jax import api, streams
+from nemodiff_jax import api, infilling, streams
 from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import job_flags, jobs, run_job, trace_view
 from nemodiff_jax.cli import main as process
@@ -47,11 +47,19 @@ _TRACE = flags.DEFINE_string(
 )
 flags.adopt_module_key_flags(job_flags)
 flags.adopt_module_key_flags(shared)
+_INFILL = flags.DEFINE_string(
+  "infill",
+  None,
+  "A text with holes, {mask:12} or {mask:1-12} (in tokens), that diffusion fills"
+  " in; with --prompt, the text that follows it.",
+)
 
 
 def main() -> int:
   """Runs the command; returns the exit code."""
   prompt, file = _PROMPT.value, job_flags.PROMPTS_FILE.value
+  if _INFILL.value is not None:
+    return _infill(_INFILL.value, prompt)
   if (prompt is None) == (file is None):
     raise UserError("expected one of --prompt and --prompts_file.")
   watched = _STREAM.value or _TRACE.value
@@ -94,6 +102,37 @@ def _show(opened: Checkpoint, config: DecodeConfig, task: jobs.Task) -> int:
   print(
     f"[{output.mode}: {output.completion_tokens} tokens in {output.nfe} passes,"
     f" {output.finish_reason}]",
+    file=sys.stderr,
+  )
+  return 0
+
+
+def _infill(text: str, prompt: str | None) -> int:
+  """Prints a text with its holes filled."""
+  said = (shared.MAX_NEW_TOKENS, shared.STOP, shared.LOGPROBS)
+  jobs_own = (job_flags.PROMPTS_FILE, job_flags.OUTPUT, _STREAM, _TRACE)
+  for flag in (*said, shared.MAX_THINKING_TOKENS, *jobs_own):
+    if flag.present:
+      raise UserError(f"--{flag.name} is not for --infill.")
+  if shared.MODE.value not in (None, "diffusion"):
+    raise UserError(
+      f"--infill is done by diffusion; leave --mode={shared.MODE.value} out."
+    )
+  opened = shared.checkpoint()
+  config = shared.run_config(opened.config, "diffusion")
+  row = shared.row_settings(opened)
+  before: list[int] = []
+  if prompt is not None:
+    limit, think = shared.max_length(), shared.ENABLE_THINKING.value
+    chat = shared.CHAT.value
+    reader = jobs.Reader(opened, config, row, limit, chat, think)
+    before = reader.task({"prompt": prompt}, 1, 1).prompt
+  model = shared.load(opened, drafter=False)
+  output = infilling.fill(model, config, row, text, before)
+  print(output.text)
+  print(
+    f"[diffusion: {sum(map(len, output.token_ids))} tokens in {output.nfe}"
+    f" passes, {len(output.fills)} holes]",
     file=sys.stderr,
   )
   return 0

@@ -132,6 +132,9 @@ class RowSettings:
       sets steps_per_block.
     steps_per_block: as in DecodeConfig; None: the run's.
     draft_threshold: as in DecodeConfig; None: the run's.
+    following: ids that stand behind the max_new_tokens, where they are known;
+      diffusion sees them as far as its block reaches. The mask id is one that
+      is not known.
   """
 
   max_new_tokens: int = 128
@@ -150,6 +153,7 @@ class RowSettings:
   threshold: float | Literal["run"] | None = "run"
   steps_per_block: int | None = None
   draft_threshold: float | None = None
+  following: Sequence[int] = ()
 
   def __post_init__(self):
     threshold = None if self.threshold == "run" else self.threshold
@@ -174,16 +178,13 @@ class RowSettings:
       raise UserError(
         f"ignore_eos should be true or false, got {self.ignore_eos!r}."
       )
-    if isinstance(self.stop_token_ids, str) or not isinstance(
-      self.stop_token_ids, Sequence
-    ):
-      raise UserError(
-        "stop_token_ids should be a list of token ids, got"
-        f" {self.stop_token_ids!r}."
-      )
-    for token in self.stop_token_ids:
-      whole("each of stop_token_ids", token, 0)
-    object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+    for name in ("stop_token_ids", "following"):
+      given = getattr(self, name)
+      if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"{name} should be a list of token ids, got {given!r}.")
+      for token in given:
+        whole(f"each of {name}", token, 0)
+      object.__setattr__(self, name, tuple(given))
     object.__setattr__(self, "stop", check_stops(self.stop))
     for name in (
       "logprobs",
@@ -208,7 +209,9 @@ def check_mode(config: DecodeConfig, row: RowSettings) -> None:
   """Raises a UserError if the row sets what its mode does not have."""
   own = modes.MODES[config.mode].settings
   default = RowSettings()
-  for name in ("threshold", "steps_per_block", "draft_threshold"):
+  for name in (
+    "threshold", "steps_per_block", "draft_threshold", "following"
+  ):  # fmt: skip
     if name not in own and getattr(row, name) != getattr(default, name):
       has = next(m.name for m in modes.MODES.values() if name in m.settings)
       raise UserError(
@@ -260,6 +263,7 @@ def check_prompt(
     "start_think_token_id": (row.start_think_token_id,),
   }
   asked = [i for ids in named.values() for i in ids if i is not None]
+  asked += row.following
   for i in (*ids, *asked):
     if not isinstance(i, int) or isinstance(i, bool):
       raise UserError(f"token ids should be integers, got {i!r}.", "bad_ids")

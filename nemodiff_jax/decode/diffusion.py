@@ -72,11 +72,20 @@ def step(
 
 
 def _canvas(decoder: Decoder, state: DecodeState, first: Picked) -> Picked:
-  """A fresh block; a thinking budget that ends in it is written into it."""
-  block = fresh_block(decoder, first)
+  """A fresh block, with what is known to stand in it.
+
+  That is what follows the output, as far as the block reaches (slot 0 then is
+  open too: its seed knows nothing of that), and the end of a thinking budget.
+  """
   slot = jnp.arange(decoder.block, dtype=jnp.int32)[None]
+  behind = slot - (state.rows.max_new - state.count)[:, None]
+  known = jnp.take_along_axis(state.rows.following, jnp.maximum(behind, 0), 1)
+  known = jnp.where((behind >= 0) & (known >= 0), known, decoder.mask_id)
+  sees = (known != decoder.mask_id).any(1, keepdims=True)
+  batch, slots = known.shape
+  given = unpicked(decoder, batch, slots, known)
+  block = select(sees, given, fresh_block(decoder, first))
   forced = end_thinking(state, block.token, state.lengths[:, None] + slot)
-  batch, slots = forced.shape
   given = unpicked(decoder, batch, slots, state.rows.think_id[:, None])
   return select(forced, given, block)
 
@@ -111,5 +120,5 @@ MODE = Mode(
   step,
   phases=("denoise", "commit"),
   reveals=True,
-  settings=("threshold", "steps_per_block"),
+  settings=("threshold", "steps_per_block", "following"),
 )

@@ -109,6 +109,7 @@ def make_rows(
     ),
     steps=column((_steps(c) for c in runs), np.int32),
     draft_threshold=column(c.draft_threshold for c in runs),
+    following=_following(config, settings),
   )
   return jax.device_put(rows)  # All at once: one by one takes longer.
 
@@ -118,6 +119,16 @@ def largest_pass(config: DecodeConfig, longest: int) -> tuple[int, int]:
   mode, size = MODES[config.mode], config.slots
   queries = chunk_width(longest, mode.masks(size))
   return max(queries, mode.queries(size)), size
+
+
+def _following(config: DecodeConfig, settings: Sequence[RowSettings]) -> Any:
+  """What each row knows to stand behind its output, as far as a block goes."""
+  size = config.slots if "following" in MODES[config.mode].settings else 0
+  found = np.full((len(settings), size), -1, np.int32)
+  for row, given in zip(found, settings, strict=True):
+    ids = given.following[:size]
+    row[: len(ids)] = ids
+  return found
 
 
 def _steps(config: DecodeConfig) -> int:

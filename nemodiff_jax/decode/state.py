@@ -145,6 +145,8 @@ class Rows:
     threshold: [B] of diffusion; above 1: none.
     steps: [B] of diffusion, per block.
     draft_threshold: [B] of linear_spec.
+    following: [B, C] of diffusion: ids behind max_new; -1: none. Of other
+      modes [B, 0].
   """
 
   max_new: Int[Array, "B"]
@@ -159,6 +161,7 @@ class Rows:
   threshold: Float[Array, "B"]
   steps: Int[Array, "B"]
   draft_threshold: Float[Array, "B"]
+  following: Int[Array, "B C"]
 
 
 @struct.dataclass

@@ -80,6 +80,35 @@ def test_diffusion_matches_twin(tiny, model, size, threshold, steps, turn):
 
 
 @pytest.mark.parametrize(
+  ("size", "threshold", "steps"), [(8, 0.5, None), (16, None, 4), (32, 0.9, 3)]
+)
+def test_holes_match_the_twin(tiny, model, size, threshold, steps):
+  """What follows is seen, not changed; a later hole in it stays open."""
+  config = decode_config(
+    tiny.config, "diffusion", block_length=size, threshold=threshold,
+    steps_per_block=steps,
+  )  # fmt: skip
+  behind = [7, 12, 40, 41, *[tiny.config.mask_id] * 2, 13, 9, 22, 5]
+  prompts, limits = prompts_of(tiny)[:4], (3, 11, 6, 20)
+  cuts = [behind, behind, behind[:2], behind[4:]]
+  settings = [
+    RowSettings(n, following=f) for n, f in zip(limits, cuts, strict=True)
+  ]
+  got = tiny.decode(config, prompts, settings)
+  eos = set(tiny.config.eos_ids)
+  blind = tiny.decode(config, prompts, [RowSettings(n) for n in limits])
+  for found, prompt, n, following in zip(
+    got, prompts, limits, cuts, strict=True
+  ):
+    ids, reason, nfe, _ = twin.diffusion(
+      model, prompt, n, eos, size, threshold, steps, following
+    )
+    assert found.token_ids == ids
+    assert (found.finish_reason, found.nfe) == (reason, nfe)
+  assert [g.token_ids for g in got] != [b.token_ids for b in blind]
+
+
+@pytest.mark.parametrize(
   ("size", "threshold", "turn", "lora"),
   [
     (8, 0.0, 0, False),

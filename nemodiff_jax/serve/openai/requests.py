@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemodiff_jax.decode.config import RowSettings
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.prompts import END_THINK
 from nemodiff_jax.serve.contract import Job
 from nemodiff_jax.serve.errors import Refusal
@@ -26,6 +27,7 @@ from nemodiff_jax.serve.rows import (
   with_grammar,
 )
 from nemodiff_jax.serve.served import Served
+from nemodiff_jax.text.holes import inner_ids
 
 _ALGORITHMS = {"nemotron": "diffusion", "ar_native": "ar"}
 _COMPLETION_TOKENS = 16
@@ -95,13 +97,16 @@ def read_completion(served: Served, request: CompletionRequest) -> Call:
   if request.best_of not in (None, request.n):
     raise Refusal("best_of should be n: all choices are given back.", "best_of")
   jobs, echoes = [], []
+  request, following = _infilling(served, request)
   seed = draw_seed(request.seed)
   for prompt in _prompts(served, request):
     ids = _truncated(request, prompt)
     wanted = request.max_tokens
     wanted = _COMPLETION_TOKENS if wanted is None else wanted
     row = _row(served, request, max(1, room(served, ids, wanted, "max_tokens")))
-    row = dataclasses.replace(row, logprobs=request.logprobs, seed=seed)
+    row = dataclasses.replace(
+      row, logprobs=request.logprobs, seed=seed, following=following
+    )
     score = request.logprobs if request.echo else request.prompt_logprobs
     if wanted == 0 and score is None and not request.echo:
       raise Refusal(
@@ -121,6 +126,32 @@ def read_completion(served: Served, request: CompletionRequest) -> Call:
     echoes += [shown] * request.n
   ident = f"cmpl-{request.request_id or uuid.uuid4().hex}"
   return Call(request, ident, jobs, echoes, seed)
+
+
+def _infilling(
+  served: Served, request: CompletionRequest
+) -> tuple[CompletionRequest, list[int]]:
+  """The request as infilling decodes it, and what stands behind its hole.
+
+  Raises:
+    Refusal: another mode is asked for, or the server has no diffusion; or the
+      suffix holds the mask token.
+  """
+  if not request.suffix:
+    return request, []
+  mode = _lane(request).mode
+  if mode not in (None, "diffusion"):
+    raise Refusal(f"suffix is for diffusion; the mode is {mode}.", "suffix")
+  if "diffusion" not in served.modes:
+    raise Refusal("suffix needs diffusion, which is not served.", "suffix")
+  tokenizer, mask = served.text_tokenizer(), served.config.mask_id
+  try:
+    ids = inner_ids(tokenizer, request.suffix, mask)
+  except UserError as e:
+    raise Refusal(f"suffix: {e}", "suffix") from e
+  least = max(1, request.min_tokens)
+  own = {"mode": "diffusion", "min_tokens": least}
+  return request.model_copy(update=own), ids
 
 
 def _jobs(

@@ -97,6 +97,7 @@ class CompletionRequest(Sampling):
     | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
     | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS)]
   )
+  suffix: str | None = None
   logprobs: Top | None = None
   best_of: Annotated[int, Field(ge=1)] | None = None
 
