@@ -1,10 +1,10 @@
 """What nemodiff-batch gains and costs, on the cores of this machine.
 
-    python -m benchmarks.fleet [--prompts=256] [--repeats=3]
+    python -m benchmarks.fleet [--prompts=512] [--repeats=5]
 
-A job of equal rows on the embedded checkpoint, ar, 16 at once: one process of
-cli.generate with all cores, nemodiff-batch with one actor that has them all,
-and with an actor per core. Throughput is that from the first results to the
+A job of 16 to 112 tokens a row, embedded checkpoint, ar, 16 at once: one
+process of cli.generate with all cores, nemodiff-batch with one actor that has
+them all, and with an actor per core. Throughput is that from the first results to the
 last; runs alternate; medians, with the least and the largest behind them. Then
 an actor alone: until its process answers, reads the model, and has its
 programs, new or kept from before. Needs the extra [ray].
@@ -14,6 +14,8 @@ import functools
 import itertools
 import json
 import os
+import random
+import re
 import resource
 import statistics
 import subprocess
@@ -25,32 +27,32 @@ from pathlib import Path
 
 from absl import app, flags
 
-from benchmarks.engine_runs import head, say, spread
+from benchmarks.engine_runs import REPEATS, head, say, spread
 from nemodiff_jax.fleet import cluster, source
 from nemodiff_jax.fleet.worker import Job, Worker
 
-_PROMPTS = flags.DEFINE_integer("prompts", 256, "Of the job.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each way.")
-_NEW = 64  # Tokens of a row.
-_PART = 16
-_HOW = "--mode=ar", "--batch_size=16", f"--max_new_tokens={_NEW}"
+_PROMPTS = flags.DEFINE_integer("prompts", 512, "Of the job.")
+_PART = 64
+_HOW = "--mode=ar", "--batch_size=16"
 _QUESTION = "How many legs do {} spiders, 4 hens and 6 crabs have in all?"
 
 
 def write(folder: Path, count: int) -> Path:
   """A prompts file of `count` lines, no two the same."""
-  path = folder / f"{count}.jsonl"
+  path, draw = folder / f"{count}.jsonl", random.Random(0)
   with path.open("w") as file:
     for i in range(count):
       asked = [{"role": "user", "content": _QUESTION.format(i)}]
-      file.write(json.dumps({"messages": asked, "ignore_eos": True}) + "\n")
+      row = {"ignore_eos": True, "max_new_tokens": draw.randint(16, 112)}
+      file.write(json.dumps({"messages": asked, **row}) + "\n")
   return path
 
 
-def lines(output: Path) -> int:
-  """Results so far, in a file or in the parts of a folder."""
+def tokens(output: Path) -> int:
+  """Of the results so far, in a file or in the parts of a folder."""
   files = [output] if output.is_file() else output.glob("part-*")
-  return sum(file.read_bytes().count(b"\n") for file in files)
+  count = re.compile(rb'"completion_tokens": (\d+)')
+  return sum(int(n) for f in files for n in count.findall(f.read_bytes()))
 
 
 def timed(command: list[str], output: Path) -> tuple[float, float]:
@@ -58,16 +60,19 @@ def timed(command: list[str], output: Path) -> tuple[float, float]:
   begun = time.monotonic()
   with tempfile.TemporaryFile("w+") as err:
     process = subprocess.Popen([sys.executable, "-m", *command], stderr=err)
-    while not (count := lines(output)) and process.poll() is None:
+    while not (count := tokens(output)) and process.poll() is None:
       time.sleep(0.02)
-    first = time.monotonic()
-    while (done := lines(output)) < _PROMPTS.value and process.poll() is None:
-      time.sleep(0.02)
-    last = time.monotonic()
+    first = last = time.monotonic()
+    done, running = count, True
+    while running:
+      running = process.poll() is None
+      if (found := tokens(output)) > done:
+        done, last = found, time.monotonic()
+      time.sleep(0.05)
     if process.wait():
       err.seek(0)
       raise SystemExit(f"{' '.join(command)}\n{err.read()}")
-  return first - begun, (done - count) * _NEW / (last - first)
+  return first - begun, (done - count) / (last - first)
 
 
 def throughput(folder: Path) -> None:
@@ -83,7 +88,7 @@ def throughput(folder: Path) -> None:
     f"{cores} actors, a core each": actors(cores),
   }
   found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-  for run in range(_REPEATS.value):
+  for run in range(REPEATS.value):
     for i, (way, command) in enumerate(ways.items()):
       output = folder / f"out{run}{i}"
       found[way].append(timed([*command, f"--output={output}"], output))
@@ -116,7 +121,7 @@ def start(folder: Path) -> None:
   with cluster.connected(None, False):
     place = cluster.place(os.cpu_count(), 1, os.cpu_count() or 1)
     job = Job(_HOW, os.getcwd(), str(folder), "jsonl", True, False)
-    for way in ("programs compiled", *["programs kept"] * _REPEATS.value):
+    for way in ("programs compiled", *["programs kept"] * REPEATS.value):
       remote = ray.remote(Probe).options(
         num_cpus=place.cpus,
         runtime_env={"env_vars": cluster.environment(place)},
@@ -128,8 +133,9 @@ def _costs(make: Callable, part: source.Part, get: Callable) -> list[str]:
   times = [time.monotonic()]
   actor = make()
   reports = []
-  for call in (actor.resident, actor.serve, actor.serve):
-    given = [] if call is actor.resident else [part]
+  for call, *given in (
+    (actor.resident,), (actor.serve, part), (actor.serve, part),
+  ):  # fmt: skip
     reports.append(get(call.remote(*given)))
     times.append(time.monotonic())
   process, first, again = (b - a for a, b in itertools.pairwise(times))

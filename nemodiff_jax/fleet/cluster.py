@@ -73,10 +73,12 @@ def connected(address: str | None, debug: bool) -> Iterator[None]:
       logging_level=logging.ERROR,
       **how,
     )
-  except (ConnectionError, ValueError, RuntimeError) as e:
-    first = str(e).strip().splitlines()[0]
+  except Exception as e:  # Of any type, also where this machine is too busy.
+    first = (str(e).strip() or type(e).__name__).splitlines()[0]
+    if address is None:
+      raise UserError(f"Ray does not start on this machine ({first})") from e
     raise UserError(
-      f"ray_address {address!r}: no cluster there ({first})."
+      f"ray_address {address!r}: no cluster there ({first})"
     ) from e
   finally:
     with contextlib.suppress(ValueError):  # Not in the main thread.

@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import sys
+import types
 
 import pytest
 
 from nemodiff_jax.cli import batch
+from nemodiff_jax.errors import UserError
 from nemodiff_jax.fleet import cluster, folder, source
 from nemodiff_jax.fleet.cluster import Placement, divide
 from nemodiff_jax.fleet.worker import Job, Worker
@@ -186,6 +188,28 @@ def test_no_ray_is_said(job, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  ("address", "error"),
+  [
+    (None, "Ray does not start on this machine (The node timed out.)"),
+    ("auto", "ray_address 'auto': no cluster there (The node timed out.)"),
+    ("127.0.0.1:1", "ray_address '127.0.0.1:1': no cluster there ("),
+    ("here:99999999", "ray_address 'here:99999999': no cluster there ("),
+  ],
+)
+def test_no_cluster_is_said(monkeypatch, address, error):
+  def init(*_, **__):
+    raise Exception("The node timed out.\nSome say why.")
+
+  fake = types.ModuleType("ray")
+  fake.init, fake.data = init, types.ModuleType("ray.data")
+  monkeypatch.setitem(sys.modules, "ray", fake)
+  monkeypatch.setitem(sys.modules, "ray.data", fake.data)
+  with pytest.raises(UserError) as e, cluster.connected(address, False):
+    pass
+  assert str(e.value).startswith(error)
+
+
+@pytest.mark.parametrize(
   ("flag", "error"),
   [
     ("--rows_per_part=0", "rows_per_part should be at least 1, got 0"),
@@ -223,7 +247,7 @@ def test_actors_are_one_per_device():
   assert divide([cpus, cpus], 4, 1, 99) == Placement(4, 4, 0)
   assert divide([{"CPU": 1}, {"CPU": 1}], 4, 1, 99) == Placement(4, 0.5, 0)
   assert divide([cpus], 3, 1, 99) == Placement(3, 2, 0)
-  with pytest.raises(cluster.UserError, match="at most 8, the cluster's GPUs"):
+  with pytest.raises(UserError, match="at most 8, the cluster's GPUs"):
     divide([gpus, gpus], 9, 1, 99)
-  with pytest.raises(cluster.UserError, match="neither a GPU nor a CPU"):
+  with pytest.raises(UserError, match="neither a GPU nor a CPU"):
     divide([head], None, 1, 99)
