@@ -66,16 +66,31 @@ DECODING = (
   ),
   _decode(
     "top_p one token more", "sampling.py",
-    "(before < top_p)", "(before <= top_p)", "limits very_edge",
+    "jnp.ceil((top_p * total - above) / tie)",
+    "jnp.floor((top_p * total - above) / tie) + 1", "limits very_edge",
   ),
   _decode(
     "min_p without its own edge", "sampling.py",
-    "weight >= least_p", "weight > least_p", "limits very_edge",
+    "(mass >= column(rows.min_p))", "(mass > column(rows.min_p))",
+    "limits very_edge",
+  ),
+  _decode(
+    "0 and -0 are not equal", "sampling.py",
+    "jnp.where(x == 0, 0.0, x)", "x", "rules filters_keep",
+  ),
+  _decode(
+    "the halving stops a step early", "sampling.py",
+    "high - (high - low) // 2", "low + (high - low) // 2", "rules filters_keep",
+  ),
+  _decode(
+    "top_p of all, not of what top_k kept", "sampling.py",
+    "total = above + spare.astype(mass.dtype) * tie",
+    "total = mass.sum(-1, keepdims=True)", "rules filters_keep",
   ),
   _decode(
     "ties beyond top_k", "sampling.py",
-    "above | (tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= spare))",
-    "above | tied", "limits equal_logits",
+    "tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= taken)", "tied",
+    "limits equal_logits",
   ),
   _decode(
     "tiny temperatures overflow", "sampling.py",

@@ -111,7 +111,7 @@ def _logits_bytes(
   """Logits of the positions that are read at a time, and copies of them.
 
   Copies as counted in compiled programs: without and with the mask id; then
-  scaled and with noise; then sorted, summed up and cut.
+  scaled and with noise; then their ordered bits, masses and what is kept.
   """
   _, slots = largest_pass(config, prompt)
   rows = min(batch, max(1, MAX_READ // slots))

@@ -6,6 +6,7 @@ gives the very text that sampled ar decoding gives.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -194,22 +195,62 @@ def _gumbel(seed: Array, positions: Array, vocab: int) -> Array:
 
 
 def _kept(scaled: Array, rows: Rows) -> Bool[Array, "B T V"]:
-  """Ids that top_k, top_p and min_p, in turn, keep; ties go to lower ids."""
-  vocab = scaled.shape[-1]
+  """Ids that top_k, top_p and min_p, in turn, keep; ties go to lower ids.
+
+  Nothing is sorted: the least value that a filter keeps is found by halving the
+  range of the bits, and of those that equal it the lowest ids are taken.
+  """
   column = lambda x: x[:, None, None]
-  ranked = -jnp.sort(-scaled, -1)
-  rank = jnp.arange(vocab, dtype=jnp.int32)[None, None]
-  keep = jnp.where(rows.top_k > 0, jnp.minimum(rows.top_k, vocab), vocab)
-  ranked = jnp.where(rank < column(keep), ranked, -jnp.inf)
-  weight = jax.nn.softmax(ranked, -1)
-  before = jnp.cumsum(weight, -1) - weight
-  top_p = column(rows.top_p)
-  inside = (before < top_p) | (top_p >= 1.0)
-  least_p = column(rows.min_p) * weight[..., :1]
-  inside = (inside & (weight >= least_p)) | (rank == 0)
-  inside = inside & (ranked > -jnp.inf)
-  least = jnp.where(inside, ranked, jnp.inf).min(-1, keepdims=True)
-  above, tied = scaled > least, scaled == least
   count = lambda x: x.sum(-1, keepdims=True, dtype=jnp.int32)
-  spare = count(inside) - count(above)
-  return above | (tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= spare))
+  order = _ordered(scaled)
+  most = order.max(-1, keepdims=True)
+  all_of_them = jnp.zeros_like(most)
+
+  k = column(jnp.minimum(rows.top_k, scaled.shape[-1]))
+  enough = lambda t: count(order >= t) >= k
+  least = _largest(enough, all_of_them, jnp.where(k > 0, most, 0))
+  spare = jnp.where(k > 0, k - count(order > least), 0)
+
+  mass = jnp.exp(scaled - scaled.max(-1, keepdims=True))
+  at_least = lambda t: jnp.where(order >= t, mass, 0).sum(-1, keepdims=True)
+  above = jnp.where(order > least, mass, 0).sum(-1, keepdims=True)
+  tie = jnp.where(order == least, mass, 0).max(-1, keepdims=True)
+  total = above + spare.astype(mass.dtype) * tie
+  top_p = column(rows.top_p)
+  some = top_p < 1
+  inner = _largest(
+    lambda t: at_least(t) >= top_p * total, least, jnp.where(some, most, least)
+  )
+  tied = order == inner
+  above = jnp.where(order > inner, mass, 0).sum(-1, keepdims=True)
+  tie = jnp.where(tied, mass, 0).max(-1, keepdims=True)
+  spare = jnp.where(inner == least, spare, count(tied))
+  needed = jnp.ceil((top_p * total - above) / tie)
+  taken = jnp.where(some, jnp.minimum(spare, needed.astype(jnp.int32)), spare)
+
+  kept = tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= taken)
+  kept = (kept | (order > inner)) & (mass >= column(rows.min_p))
+  return kept & (scaled > -jnp.inf)
+
+
+def _ordered(x: Float[Array, "B T V"]) -> Array:
+  """Bits that are in the order of their numbers; those of -0 are those of 0."""
+  bits = lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
+  sign = jnp.uint32(1 << 31)
+  return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _largest(holds: Callable[[Array], Array], low: Array, high: Array) -> Array:
+  """The largest number in (low, high] for which a test holds; else low.
+
+  Where it holds for a number, it holds for those below.
+  """
+
+  def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = ends
+    middle = high - (high - low) // 2
+    good = holds(middle)
+    return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+  open_ = lambda ends: (ends[0] < ends[1]).any()
+  return lax.while_loop(open_, halve, (low, high))[0]
