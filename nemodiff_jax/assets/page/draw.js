@@ -105,7 +105,7 @@ export class LaneView {
     const { tokens, reasoning } = this.lane;
     let start = this.spans.reduce((sum, s) => sum + s.textContent.length, 0);
     for (const token of tokens.slice(this.spans.length, count)) {
-      const span = make("span", `token ${token.pass % 2 ? "odd" : "even"} ${token.origin}`, token.text);
+      const span = make("span", `token ${token.turn % 2 ? "odd" : "even"} ${token.origin}`, token.text);
       if (start < reasoning.length) span.classList.add("thought");
       start += token.text.length;
       const sure = token.sure === null ? "" : `, ${percent(token.sure)} sure`;

@@ -18,7 +18,8 @@ export class Lane {
     this.mode = mode;
     this.passes = [];
     this.pieces = {};
-    this.tokens = []; // {id, text, pass, origin, sure}
+    this.tokens = []; // {id, text, pass, turn, origin, sure}
+    this.turns = 0; // Passes that committed some.
     this.counts = [0]; // Tokens behind so many passes.
     this.content = "";
     this.reasoning = "";
@@ -64,6 +65,7 @@ export class Lane {
     Object.assign(this.pieces, pieces);
     for (const pass of passes) {
       this.passes.push(pass);
+      this.turns += pass.tokens.length > 0;
       pass.tokens.forEach((id, i) => this.tokens.push(this.#token(pass, id, i)));
       this.counts.push(this.tokens.length);
     }
@@ -72,7 +74,7 @@ export class Lane {
   /** A token with what is known of how it came. */
   #token(pass, id, i) {
     const text = pass.texts[i];
-    const token = { id, text, pass: this.passes.length, sure: null };
+    const token = { id, text, pass: this.passes.length, turn: this.turns, sure: null };
     if (pass.accepted === undefined) {
       const origin = pass.phase === "denoise" ? "filled" : "written";
       return { ...token, origin, sure: this.#filled(pass, id, i) };
@@ -176,7 +178,8 @@ export function verdict(a, b) {
   const count = (lane) => lane.passes.at(-1).nfe;
   const [few, many] = [a, b].sort((x, y) => count(x) - count(y));
   const times = (count(many) / count(few)).toFixed(1);
-  const passes = `${few.mode} ${count(few)}, ${many.mode} ${count(many)}: ${times} times fewer.`;
+  const less = times > 1 ? `${times} times fewer` : "about as many";
+  const passes = `${few.mode} ${count(few)}, ${many.mode} ${count(many)}: ${less}.`;
   const lossless = [a, b].every((lane) => LOSSLESS.includes(lane.mode));
   if (equal) {
     const promise = lossless ? "" : " Diffusion does not promise that.";
