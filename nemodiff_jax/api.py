@@ -72,6 +72,7 @@ class Common(TypedDict, total=False):
   threshold: float | Literal["run"] | None
   steps_per_block: int | None
   draft_threshold: float | None
+  following: Sequence[int]
 
 
 Settings = Sequence[Mapping[str, Any] | RowSettings]
