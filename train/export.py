@@ -48,4 +48,9 @@ def export(
         write_lora(new / FOLDER, layers, alpha)
   except OSError as e:
     raise UserError(f"{folder}: could not be written ({e}).") from e
-  say(f"exported to {folder}")
+  without = (
+    ""
+    if lora is not None
+    else (", without a drafter (--config=drafter trains one)")
+  )
+  say(f"exported to {folder}{without}")

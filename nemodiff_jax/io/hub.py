@@ -132,4 +132,8 @@ def _download(repo: str, revision: str | None) -> Path:
   except errors.HFValidationError as e:
     raise UserError(f"{beside} it can be no repository ({e}).") from e
   except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as e:
-    raise UserError(f"{beside} {repo!r} could not be fetched: {e}") from e
+    why = (str(e).splitlines() or [type(e).__name__])[0]
+    raise UserError(
+      f"{beside} {repo!r} could not be fetched ({why}); without a network, give"
+      " a folder."
+    ) from e
