@@ -254,6 +254,14 @@ CHOICE = (
     "if known <= queries", "if known == queries", CHUNKS,
   ),
   _break(
+    "a chunk of a size takes what a smaller one took", "serve/chunks.py",
+    "len(own) >= _KNOWN", "False", CHUNKS,
+  ),
+  _break(
+    "a size that was left is never tried again", "serve/chunks.py",
+    "older.popleft()", "pass", CHUNKS,
+  ),
+  _break(
     "a chunk hides the passes beside it", "serve/chunks.py",
     "seconds - passes * self._pass_time()", "seconds", CHUNKS,
   ),

@@ -4,7 +4,7 @@
 
 Prints the text of the first question in each mode and a table over all of them:
 tokens, passes (nfe), tokens per forward, tokens per second (the median of the
-questions, each the best of three runs), and whether the texts are those of ar.
+questions, each the better of two runs), and whether the texts are those of ar.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def _figures(
   tokens = [o.completion_tokens for o in outputs]
   passes = sum(o.nfe for o in outputs)
   rates = [
-    n / min(_seconds(run, p) for _ in range(3))
+    n / min(_seconds(run, p) for _ in range(2))
     for n, p in zip(tokens, prompts, strict=True)
   ]
   same = [o.token_ids for o in outputs] == [o.token_ids for o in ar]

@@ -15,6 +15,7 @@ SIZES = (
 )  # Queries of a pass over a prompt; few: few programs.
 _PATIENCE = 1.5  # Cycles that rows may wait for a prompt.
 _WINDOW = 9
+_KNOWN = 3  # Times of a size that say more than those of smaller ones.
 
 
 def size(queries: int) -> int:
@@ -64,9 +65,13 @@ class ChunkSizes:
         self._queries = visit.bucket * visit.width
       return
     read = sum(chunk.stop - chunk.start for chunk in visit.chunks)
-    spent = seconds - passes * self._pass_time()
-    times = self._chunk.setdefault(size(read), deque(maxlen=_WINDOW))
-    times.append(max(spent, 0.0))
+    spent = max(seconds - passes * self._pass_time(), 0.0)
+    queries = size(read)
+    times = self._chunk.setdefault(queries, deque(maxlen=_WINDOW))
+    times.append(spent)
+    for known, older in self._chunk.items():
+      if known > queries and older:  # A chunk has its time from the keys before
+        older.popleft()  # it: what is not tried is forgotten, and tried again.
 
   def _pass_time(self) -> float:
     return statistics.median(self._pass) if self._pass else 0.0
@@ -74,11 +79,15 @@ class ChunkSizes:
   def _wait(self, queries: int) -> float:
     """Cycles that pass while a chunk is read."""
     cycle = self._cycle * self._pass_time()
-    spent = [  # At most as long as by its length.
-      statistics.median(times) * queries / known
-      for known, times in self._chunk.items()
-      if known <= queries
-    ]
+    own = self._chunk.get(queries, ())
+    if len(own) >= _KNOWN:
+      spent = [statistics.median(own)]
+    else:  # At most as long as by its length.
+      spent = [
+        statistics.median(times) * queries / known
+        for known, times in self._chunk.items()
+        if known <= queries and times
+      ]
     if spent and cycle:
       return min(spent) / cycle
     return queries / (self._cycle * self._queries)

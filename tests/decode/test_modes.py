@@ -291,8 +291,8 @@ def test_long_prompts_prefill_in_chunks(tiny):
   }
   for mode, alone in expect.items():
     how = decode_config(config, mode, **MODES[mode])
-    together = long.decode(how, prompts, [RowSettings(max_new_tokens=6)] * 4)
+    together = long.decode(how, prompts, [RowSettings(max_new_tokens=3)] * 4)
     for prompt, found in zip(prompts, together, strict=True):
-      want = alone(model, prompt, 6, config.eos_ids)
+      want = alone(model, prompt, 3, config.eos_ids)
       assert (found.token_ids, found.finish_reason) == want[:2]
       assert (found.nfe, found.accepted) == want[2:]

@@ -61,6 +61,21 @@ def test_a_size_that_was_slow_once_is_tried_again():
   assert sizes.tokens(True) == 128
 
 
+def test_a_chunk_behind_many_keys_is_smaller_and_grows_again():
+  """Times follow the prompt: its chunks take longer from one to the next."""
+  sizes = learned(0.4, read=16)  # Fast at the beginning, so 32 is tried.
+  assert sizes.tokens(True) == 32
+  for seconds in (0.9, 1.6, 2.0, 2.2, 2.4):
+    sizes.observe(visit(32), 1, 1.0 + seconds)
+  assert sizes.tokens(True) == 16
+  for _ in range(2):
+    sizes.observe(visit(16), 1, 1.0 + 1.2)
+  assert sizes.tokens(True) == 16
+  for _ in range(9):  # Another prompt.
+    sizes.observe(visit(16), 1, 1.0 + 0.4)
+  assert sizes.tokens(True) == 32
+
+
 def test_cycles_of_two_passes_hide_chunks_twice_as_long():
   sizes = ChunkSizes(0, 2)
   sizes.observe(visit(), 2, 2.0)

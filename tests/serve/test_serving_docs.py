@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +46,21 @@ def examples(name):
     0
   ]
   return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not there")
+def test_every_curl_command_is_answered(embedded):
+  _, url, _ = embedded
+  section = DOC.split("## With curl\n")[1].split("```")[1].removeprefix("sh")
+  commands = section.replace("\\\n", " ").strip().splitlines()
+  assert len(commands) == 5
+  for command in commands:
+    here = command.replace("http://127.0.0.1:8000", url)
+    done = subprocess.run(here, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert done.stdout
+    if "17 + 25" in command:
+      assert "The answer is 34." in done.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
