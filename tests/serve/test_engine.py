@@ -188,9 +188,9 @@ def test_widths_change_no_token(tiny):
   prompts = helpers.prompts_of(
     tiny.config, [draw.choice([3, 60, 80]) for _ in range(8)], seed=2
   )
-  rows = [  # More pages than there are, for three of the long ones.
+  rows = [  # As many pages as there are, for two of the long ones.
     RowSettings(
-      draw.choice([5, 190, 200]),
+      draw.choice([5, 400, 420]),
       draw.choice([0, 0.7]),
       seed=seed,
       ignore_eos=True,
