@@ -57,7 +57,17 @@ def compiled_bytes(decoder, weights, state, log, prompt):
     ("ar", 64, 100, 100, {}),
     ("ar", 4, 4000, 100, {"logprobs": 20}),
     ("ar", 64, 16, 100, {"temperature": 0.7}),
-    ("linear_spec", 64, 16, 40, {}),
+    pytest.param(
+      "linear_spec",
+      64,
+      16,
+      40,
+      {},
+      marks=pytest.mark.skipif(
+        jax.__version_info__ < (0, 11),
+        reason="the program of jax 0.10.2 takes 618 MB, not 223",
+      ),
+    ),
     ("linear_spec", 64, 600, 100, {}),
     ("linear_spec", 16, 100, 100, {"temperature": 0.7, "top_p": 0.9}),
     ("diffusion", 8, 2000, 200, {}),
