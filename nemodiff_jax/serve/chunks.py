@@ -13,7 +13,7 @@ SIZES = (
   256,
   512,
 )  # Queries of a pass over a prompt; few: few programs.
-_PATIENCE = 1.5  # Cycles that rows may wait for a prompt.
+_PATIENCE = 1.0  # Cycles that rows may wait for a prompt.
 _WINDOW = 9
 _KNOWN = 3  # Times of a size that say more than those of smaller ones.
 

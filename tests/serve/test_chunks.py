@@ -42,19 +42,19 @@ def test_nobody_who_watches_means_large_chunks():
 @pytest.mark.parametrize(
   "seconds, tokens",
   [
-    (1.4, 32),  # 1.5 cycles may pass; 128 tokens may take four times as long.
-    (0.37, 128),
-    (0.18, 256),
-    (0.09, 512),
+    (0.9, 32),  # A cycle may pass; 128 tokens may take four times as long.
+    (0.24, 128),
+    (0.12, 256),
+    (0.06, 512),
     (9.0, 16),  # The smallest, whatever it takes.
   ],
 )
-def test_rows_that_are_watched_wait_for_a_cycle_and_a_half(seconds, tokens):
+def test_rows_that_are_watched_wait_for_a_cycle(seconds, tokens):
   assert learned(seconds).tokens(True) == tokens
 
 
 def test_a_size_that_was_slow_once_is_tried_again():
-  sizes = learned(1.4)
+  sizes = learned(0.9)
   sizes.observe(visit(128), 1, 100.0)  # The first run of its program.
   for _ in range(9):
     sizes.observe(visit(32), 1, 1.0 + 0.2)
@@ -79,7 +79,7 @@ def test_a_chunk_behind_many_keys_is_smaller_and_grows_again():
 def test_cycles_of_two_passes_hide_chunks_twice_as_long():
   sizes = ChunkSizes(0, 2)
   sizes.observe(visit(), 2, 2.0)
-  sizes.observe(visit(32), 2, 2.0 + 2.9)
+  sizes.observe(visit(32), 2, 2.0 + 1.9)
   assert sizes.tokens(True) == 32
 
 
