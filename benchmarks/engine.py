@@ -2,7 +2,8 @@
 
     python -m benchmarks.engine [--parts=job,single,auto,prefix,gap,programs]
 
-job       512 prompts of mixed lengths against fixed batches of 16 in file order
+job       512 prompts of mixed lengths against fixed batches of 16 in file order,
+          also those of another checkout (--peer)
 single    one request against the compiled loop; host time per visit
 auto      1 to 64 requests at once: ar, widths 8, 16, 32, and --block_length=auto
 prefix    a system prompt of 2,000 tokens that 32 requests share
@@ -13,6 +14,7 @@ Programs are compiled before anything is timed. Runs alternate; figures are
 medians, with the least and the largest behind them.
 """
 
+import contextlib
 import functools
 import json
 import random
@@ -24,6 +26,7 @@ from absl import app, flags
 
 from benchmarks.engine_runs import (
   REPEATS,
+  Peer,
   Requests,
   fixed,
   head,
@@ -45,6 +48,9 @@ from nemodiff_jax.serve.engine import Engine
 
 PARTS = "job", "single", "auto", "prefix", "gap", "programs"
 _PARTS = flags.DEFINE_list("parts", list(PARTS), "What to measure.")
+_PEER = flags.DEFINE_string(
+  "peer", None, "Another checkout, whose fixed batches run beside in the job."
+)
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts of the job.")
 
 
@@ -55,7 +61,12 @@ def job(model: api.Model) -> None:
   prompts = random_prompts(model, [draw.randint(20, 400) for _ in range(count)])
   rows = [RowSettings(draw.randint(8, 400), ignore_eos=True) for _ in prompts]
   requests = list(zip(prompts, rows, strict=True))
-  head("mode", "fixed batches tok/s", "engine tok/s", "engine / fixed")
+  peers = ["fixed", "peer"] if _PEER.value else ["fixed"]
+  of = {"fixed": "fixed batches", "peer": "those of --peer"}
+  head(
+    *("mode", *(f"{of[name]} tok/s" for name in peers), "engine tok/s"),
+    *(f"engine / {of[name]}" for name in peers),
+  )
   for mode in ("ar", "linear_spec"):
     config = decode_config(model.config, mode)
     engine = ready(
@@ -65,13 +76,13 @@ def job(model: api.Model) -> None:
     )
     loop = functools.partial(fixed, model, config, prompts, rows)
     ways = {"fixed": loop, "engine": functools.partial(run, engine, requests)}
-    found = rates(ways)
-    say(
-      mode,
-      spread(found["fixed"], ".0f"),
-      spread(found["engine"], ".0f"),
-      ratio(found, "engine", "fixed"),
-    )
+    with contextlib.ExitStack() as stack:
+      if _PEER.value:
+        peer = Peer(_PEER.value, mode, requests)
+        ways["peer"] = stack.enter_context(contextlib.closing(peer))
+      found = rates(ways)
+    cells = (spread(found[name], ".0f") for name in (*peers, "engine"))
+    say(mode, *cells, *(ratio(found, "engine", name) for name in peers))
 
 
 def single(models: dict[str, api.Model]) -> None:
@@ -185,9 +196,9 @@ def _first_tokens(
 def gap(model: api.Model) -> None:
   """A long prompt does not stop those that decode."""
   *short, long = random_prompts(model, [*[32] * 15, 4000])
-  row = RowSettings(150, ignore_eos=True)
   head("mode", "median gap ms", "longest ms", "longest / median", "long TTFT s")
-  for mode, block in (("ar", None), ("linear_spec", 32)):
+  for mode, block, tokens in (("ar", None, 150), ("linear_spec", 32, 60)):
+    row = RowSettings(tokens, ignore_eos=True)
     config = decode_config(model.config, mode, block_length=block)
     engine = ready(
       open_engine(model, config, rows=16, max_length=4200, settings=[row])

@@ -1,6 +1,10 @@
 """Runs of an engine that alternate, and tables of them."""
 
+import json
+import os
+import pathlib
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -79,6 +83,37 @@ def fixed(model: api.Model, config: DecodeConfig, prompts, rows) -> int:
     )
     done += sum(len(o.token_ids) for o in outs)
   return done
+
+
+class Peer:
+  """Fixed batches of another checkout, in a process of its own."""
+
+  def __init__(self, checkout: str, mode: str, requests: Requests):
+    script = pathlib.Path(__file__).with_name("engine_peer.py")
+    self._process = subprocess.Popen(
+      [sys.executable, script, mode],
+      env=os.environ | {"PYTHONPATH": checkout},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self._send(json.dumps([(p, row.max_new_tokens) for p, row in requests]))
+
+  def __call__(self) -> int:
+    """Tokens of all requests."""
+    self._send("")
+    assert self._process.stdout is not None
+    return int(self._process.stdout.readline())
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.terminate()
+    self._process.wait()
+
+  def _send(self, line: str) -> None:
+    assert self._process.stdin is not None
+    self._process.stdin.write(line + "\n")
+    self._process.stdin.flush()
 
 
 def rates(

@@ -258,6 +258,10 @@ CHOICE = (
     "len(own) >= _KNOWN", "False", CHUNKS,
   ),
   _break(
+    "times of chunks long ago count as those of the last", "serve/chunks.py",
+    "deque(maxlen=_KNOWN)", "deque(maxlen=_WINDOW)", CHUNKS,
+  ),
+  _break(
     "a size that was left is never tried again", "serve/chunks.py",
     "older.popleft()", "pass", CHUNKS,
   ),

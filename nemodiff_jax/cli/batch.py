@@ -97,7 +97,7 @@ def _run(
 ) -> int:
   """Serves the parts that are not done; returns the exit code, 0 or 3."""
   left = [p for p in found.parts if p.number not in held.done]
-  errors = sum(held.errors(number, job.form) for number in held.done)
+  before = sum(held.errors(number, job.form) for number in held.done)
   if held.done:
     print(
       f"{len(held.done)} parts done before, {len(left)} to do", file=sys.stderr
@@ -114,14 +114,7 @@ def _run(
   except (KeyboardInterrupt, SystemExit):
     print("the same command goes on from here", file=sys.stderr)
     raise
-  errors += failed
-  if errors:
-    print(
-      f"{errors} of {found.lines} lines could not be served: see their 'error'",
-      file=sys.stderr,
-    )
-  print(progress.summary(failed), file=sys.stderr)
-  return 3 if errors else 0
+  return progress.end(failed, found.lines, before)
 
 
 def _check(report: Report, job: Job) -> None:

@@ -39,12 +39,26 @@ class Progress:
     self._passes += passes
     self._bar.update(prompts)
 
-  def summary(self, errors: int) -> str:
-    """The whole job in a line."""
+  def end(self, errors: int, lines: int, before: int = 0) -> int:
+    """Says how the job went; returns its exit code: 3 with errors, else 0.
+
+    Args:
+      errors: lines that could not be served.
+      lines: of the whole job.
+      before: errors of earlier runs of the same job.
+    """
+    failed = before + errors
+    if failed:
+      print(
+        f"{failed} of {lines} lines could not be served: see their 'error'",
+        file=sys.stderr,
+      )
     per_pass = self._tokens / self._passes if self._passes else 0.0
-    return (
-      f"{self._counts()}, {per_pass:.2f} tokens per forward, {errors} errors"
+    print(
+      f"{self._counts()}, {per_pass:.2f} tokens per forward, {errors} errors",
+      file=sys.stderr,
     )
+    return 3 if failed else 0
 
   def _counts(self) -> str:
     seconds = time.monotonic() - self._begun or 1e-9  # Of a coarse clock.

@@ -69,13 +69,7 @@ def run_job(
     if path is not None:
       print("the same command goes on from here", file=sys.stderr)
     raise
-  if errors:
-    print(
-      f"{errors} of {len(items)} lines could not be served: see their 'error'",
-      file=sys.stderr,
-    )
-  print(progress.summary(errors), file=sys.stderr)
-  return 3 if errors else 0
+  return progress.end(errors, len(items))
 
 
 def _outputs(

@@ -1,7 +1,6 @@
 """What the command does, from settings to the folder of a run."""
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.evaluate import (
   environment,
   lm_eval_tasks,
@@ -124,11 +123,9 @@ def open_task(name: str, options: tasks.Options) -> tasks.Task:
     task = tasks.embedded(options.limit)
   elif path.suffix == ".jsonl":
     if not path.exists():
-      near = difflib.get_close_matches(
-        path.name, [p.name for p in path.parent.glob("*.jsonl")], n=3
-      )
-      hint = f" Beside it: {', '.join(near)}." if near else ""
-      raise UserError(f"there is no task file {path}.{hint}")
+      beside = [p.name for p in path.parent.glob("*.jsonl")]
+      near = nearest(path.name, beside, "file beside it")
+      raise UserError(f"there is no task file {path}{near}.")
     task = tasks.read(path, options.limit)
   else:
     raise tasks.unknown(name, known_tasks())

@@ -33,7 +33,7 @@ class Tasks:
     self.manager = TaskManager(include_path=include_path)
 
   def check(self, names: Sequence[str]) -> None:
-    """Raises a UserError with the nearest names if there is no such task."""
+    """Raises a UserError with the nearest name if there is no such task."""
     known = self.manager.all_tasks
     for name in names:
       if name.removeprefix(PREFIX) not in known:

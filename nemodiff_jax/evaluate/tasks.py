@@ -1,7 +1,6 @@
 """Questions with answers: plain JSON Lines, and tasks by name."""
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.resources
 import io
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.evaluate import score
 from nemodiff_jax.io import jsonl
 from nemodiff_jax.prompts import Prompt
@@ -183,9 +182,8 @@ def _pattern(where: str, given: dict, name: str) -> re.Pattern | None:
 
 def unknown(name: str, names: Sequence[str]) -> UserError:
   """What to say of a task that does not exist."""
-  near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-  meant = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
   return UserError(
-    f"there is no task {name!r}. {meant}A task is {EMBEDDED}, gsm8k, humaneval,"
-    " reasoning_gym:FAMILY, lm_eval:TASK, or the path of a .jsonl file."
+    f"there is no task {name!r}{nearest(name, names, 'task')}. A task is"
+    f" {EMBEDDED}, gsm8k, humaneval, reasoning_gym:FAMILY, lm_eval:TASK, or the"
+    " path of a .jsonl file."
   )

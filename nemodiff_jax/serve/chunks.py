@@ -14,8 +14,10 @@ SIZES = (
   512,
 )  # Queries of a pass over a prompt; few: few programs.
 _PATIENCE = 1.0  # Cycles that rows may wait for a prompt.
-_WINDOW = 9
-_KNOWN = 3  # Times of a size that say more than those of smaller ones.
+_WINDOW = 9  # Times of a pass.
+# Times of a size that say more than those of smaller ones; the last ones, since
+# each chunk of a prompt takes longer than the one before.
+_KNOWN = 3
 
 
 def size(queries: int) -> int:
@@ -67,7 +69,7 @@ class ChunkSizes:
     read = sum(chunk.stop - chunk.start for chunk in visit.chunks)
     spent = max(seconds - passes * self._pass_time(), 0.0)
     queries = size(read)
-    times = self._chunk.setdefault(queries, deque(maxlen=_WINDOW))
+    times = self._chunk.setdefault(queries, deque(maxlen=_KNOWN))
     times.append(spent)
     for known, older in self._chunk.items():
       if known > queries and older:  # A chunk has its time from the keys before

@@ -93,12 +93,14 @@ def test_an_unknown_task_gets_the_nearest_names(name):
   assert f"there is no task {name!r}" in str(e.value)
   near = {"gsm8": "gsm8k", "embeded": "embedded", "humanevals": "humaneval"}
   if name in near:
-    assert f"Did you mean '{near[name]}'" in str(e.value)
+    assert f"nearest known task: '{near[name]}'" in str(e.value)
 
 
 def test_a_missing_task_file_names_those_beside_it(tmp_path):
   (tmp_path / "sums.jsonl").write_text("{}")
-  with pytest.raises(UserError, match=r"no task file .*Beside it: sums.jsonl"):
+  with pytest.raises(
+    UserError, match=r"no task file .*beside it: 'sums.jsonl'"
+  ):
     command.open_task(str(tmp_path / "sum.jsonl"), tasks.Options())
 
 

@@ -76,6 +76,13 @@ def test_a_chunk_behind_many_keys_is_smaller_and_grows_again():
   assert sizes.tokens(True) == 32
 
 
+def test_a_chunk_is_expected_to_take_what_the_last_ones_took():
+  sizes = learned(0.03)
+  for seconds in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4):
+    sizes.observe(visit(512), 1, 1.0 + seconds)
+  assert sizes.tokens(True) < 512
+
+
 def test_cycles_of_two_passes_hide_chunks_twice_as_long():
   sizes = ChunkSizes(0, 2)
   sizes.observe(visit(), 2, 2.0)
