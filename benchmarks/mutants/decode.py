@@ -83,6 +83,11 @@ DECODING = (
     "high - (high - low) // 2", "low + (high - low) // 2", "rules filters_keep",
   ),
   _decode(
+    "rows that are done are halved further", "sampling.py",
+    "open_ = holds(middle), low < high", "open_ = holds(middle), True",
+    "rules each_alone",
+  ),
+  _decode(
     "top_p of all, not of what top_k kept", "sampling.py",
     "total = above + spare.astype(mass.dtype) * tie",
     "total = mass.sum(-1, keepdims=True)", "rules filters_keep",

@@ -249,8 +249,9 @@ def _largest(holds: Callable[[Array], Array], low: Array, high: Array) -> Array:
   def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = ends
     middle = high - (high - low) // 2
-    good = holds(middle)
-    return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+    good, open_ = holds(middle), low < high  # Others wait, as they are.
+    low = jnp.where(open_ & good, middle, low)
+    return low, jnp.where(open_ & ~good, middle - 1, high)
 
-  open_ = lambda ends: (ends[0] < ends[1]).any()
-  return lax.while_loop(open_, halve, (low, high))[0]
+  going = lambda ends: (ends[0] < ends[1]).any()
+  return lax.while_loop(going, halve, (low, high))[0]

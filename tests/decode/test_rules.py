@@ -139,11 +139,11 @@ def plain_filter(scaled, top_k, top_p, min_p):
   return {order[i] for i in keep}
 
 
-@pytest.mark.parametrize(
-  ("top_k", "top_p", "min_p"),
-  [(0, 1.0, 0.0), (7, 1.0, 0.0), (0, 0.7, 0.0), (0, 1.0, 0.2), (9, 0.8, 0.1),
-   (1, 1.0, 0.0), (0, 1e-6, 0.0), (500, 0.999, 1.0)],
-)  # fmt: skip
+FILTERS = [(0, 1.0, 0.0), (7, 1.0, 0.0), (0, 0.7, 0.0), (0, 1.0, 0.2),
+           (9, 0.8, 0.1), (1, 1.0, 0.0), (0, 1e-6, 0.0), (500, 0.999, 1.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
 def test_filters_keep_what_the_plain_rules_keep(top_k, top_p, min_p):
   rng = np.random.default_rng(top_k)
   logits = rng.standard_normal((1, 5, 97)).astype(np.float32) * 3
@@ -160,6 +160,21 @@ def test_filters_keep_what_the_plain_rules_keep(top_k, top_p, min_p):
     given = np.asarray(scaled[0, t], np.float64)
     want = plain_filter(given, top_k, top_p, min_p)
     assert kept == {i for i in want if given[i] > -np.inf}, t
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_a_batch_are_filtered_as_each_alone(seed):
+  """Each with other filters: some are found in fewer steps than others."""
+  rng = np.random.default_rng(seed)
+  draw = rng.standard_normal((len(FILTERS), 3, 97)) * rng.uniform(0.1, 5)
+  logits = jnp.asarray(draw, jnp.float32)
+  settings = [RowSettings(9, 1.0, *given) for given in FILTERS]
+  rows = make_rows(CONFIG, decode_config(CONFIG), settings)
+  inside = np.asarray(sampling._kept(logits, rows))
+  for i, filters in enumerate(FILTERS):
+    for t in range(3):
+      want = plain_filter(np.asarray(logits[i, t], np.float64), *filters)
+      assert set(np.flatnonzero(inside[i, t]).tolist()) == want, (filters, t)
 
 
 def test_samples_follow_the_distribution():
