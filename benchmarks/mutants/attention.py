@@ -22,7 +22,7 @@ def _break(what: str, file: str, old: str, new: str, test: str) -> Mutation:
 MUTATIONS = (
   _break(
     "maximum not kept", "reference.py",
-    "peak_i = jnp.maximum(peak, scores.max(-1))", "peak_i = scores.max(-1)",
+    "peaks.append(jnp.maximum(peaks[-1], most))", "peaks.append(most)",
     LARGE,
   ),
   _break(

@@ -47,15 +47,37 @@ MUTATIONS = (
     "left = limit - lax.rem(item.first + i, 2) * keys",
   ),
   _break(
-    "xla", "of the first row", "reference.py",
-    "lax.dynamic_index_in_dim(table, i", "lax.dynamic_index_in_dim(table[:1], i",
+    "xla", "of the first row", "chunks.py",
+    "lax.dynamic_slice_in_dim(table, i", "lax.dynamic_slice_in_dim(0 * table + table[:1], i",
   ),
   _break(
-    "xla", "an entry of P wraps", "reference.py", 'mode="clip"', 'mode="wrap"',
+    "xla", "an entry of P wraps", "chunks.py", 'mode="clip"', 'mode="wrap"',
   ),
   _break(
-    "xla", "k_end compared with the place within a page", "reference.py",
+    "xla", "k_end compared with the place within a page", "chunks.py",
     "at = i * size\n", "at = i * 0\n",
+  ),
+  _break(
+    "xla", "rows come back in another order", "reference.py",
+    "back = jnp.argsort(order)", "back = order",
+  ),
+  _break(
+    "xla", "chunks read at once are all the first", "reference.py",
+    "jnp.arange(at_once, dtype=k_end.dtype)",
+    "jnp.zeros(at_once, k_end.dtype)",
+  ),
+  _break(
+    "xla", "the longest rows stop with the others", "reference.py",
+    "last[few], last[0]", "last[few], last[few]",
+  ),
+  _break(
+    "xla", "k_end beyond the table", "reference.py",
+    "k_end = jnp.minimum(k_end, keys)", "pass",
+  ),
+  _break(
+    "xla", "scaled with rounding", "reference.py",
+    "decay = _power_of_two(before - peak)",
+    "decay = jnp.exp((before - peak) * (_LN2[0] + _LN2[1]))",
   ),
   _break(
     "xla", "the chunks of training", "api.py",

@@ -271,7 +271,7 @@ MUTATIONS += (
   ),
   Mutation(
     "turns add no gradients of keys",
-    "pallas_kernels/range_attention/reference.py",
+    "pallas_kernels/range_attention/backward.py",
     "return jax.tree.map(jnp.add, total, tuple(more)), dq",
     "return tuple(more), dq", _CHUNKS,
   ),

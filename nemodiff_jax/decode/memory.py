@@ -16,7 +16,7 @@ from nemodiff_jax.decode.state import Sampling
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.config import ModelConfig
 from nemodiff_jax.nn.model import abstract_params
-from pallas_kernels.range_attention.reference import CHUNK, QUERIES
+from pallas_kernels.range_attention.chunks import CHUNK, QUERIES
 
 _GIB = 2**30
 
@@ -121,7 +121,7 @@ def _logits_bytes(
     copies = 2
   sampling = asked(settings)
   if sampling != Sampling.GREEDY:
-    copies = 4 if sampling == Sampling.PLAIN else 8
+    copies = 5 if sampling == Sampling.PLAIN else 8
   logits = 4 * copies * rows * slots * model.vocab_size
   if mode.reveals:
     logits += 4 * batch * slots**2  # Each confidence against the others.

@@ -6,8 +6,8 @@ a second shard of keys can be added exactly with `merge`.
 """
 
 from pallas_kernels.range_attention.api import PAGE, range_attention
+from pallas_kernels.range_attention.chunks import matmul_precision
 from pallas_kernels.range_attention.local import local_attention, merge
-from pallas_kernels.range_attention.reference import matmul_precision
 
 __all__ = [
   "PAGE",

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pallas_kernels.range_attention.reference import product
+from pallas_kernels.range_attention.chunks import product
 
 
 def local_attention(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.range_attention.reference import accumulator
+from pallas_kernels.range_attention.chunks import accumulator
 
 TILE = 128  # Queries and keys per step of a kernel: divides T and S.
 _DIMS = (64, 128)

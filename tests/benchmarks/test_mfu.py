@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import mfu
 from nemodiff_jax.nn.config import preset
-from pallas_kernels.range_attention.reference import CHUNK, WIDE
+from pallas_kernels.range_attention.chunks import CHUNK, WIDE
 
 BEFORE, NOW, TOKAMAX = mfu.KERNELS[:3]
 
