@@ -79,8 +79,8 @@ MUTATIONS = (
   ),
   _break(
     "errors of before do not count", "cli/batch.py",
-    "errors = sum(held.errors(number, job.form) for number in held.done)",
-    "errors = 0", f"{COMMAND} goes_on",
+    "before = sum(held.errors(number, job.form) for number in held.done)",
+    "before = 0", f"{COMMAND} goes_on",
   ),
   _break(
     "parts that are done are done again", "cli/batch.py",

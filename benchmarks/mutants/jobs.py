@@ -110,8 +110,8 @@ MUTATIONS = (
     "row = dataclasses.replace(self.row)", f"{FLAGS} precedence",
   ),
   _break(
-    "exit code 0 with errors", "cli/run_job.py",
-    "return 3 if errors else 0", "return 0", f"{FILE} order",
+    "exit code 0 with errors", "cli/progress.py",
+    "return 3 if failed else 0", "return 0", f"{FILE} order",
   ),
   _break(
     "errors stand before all results", "cli/run_job.py",
