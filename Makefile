@@ -83,12 +83,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.core: pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV): some 800 MB, a few minutes the first time"
-	$(VENV)/bin/python -m pip install -q -e .
+	$(VENV)/bin/python -m pip install -q -e '.[hub,serve]'
 	@touch $@
 
 $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV): some 900 MB, a few minutes the first time"
-	$(VENV)/bin/python -m pip install -q -e '.[train,convert]'
+	$(VENV)/bin/python -m pip install -q -e '.[hub,serve,train,convert]'
 	@touch $@ $(VENV)/.core
 
 # With a compiler for NVIDIA's GPUs, which tests read the output of: 2.3 GB.

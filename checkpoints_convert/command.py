@@ -1,6 +1,7 @@
 """Flags of the converters, and how they end: 0, or 2 with one line."""
 
 import functools
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def run(main: Callable[[], int]) -> None:
   """
 
   def guarded(rest: list[str]) -> int:
+    # Which backends JAX does not find is no news here.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     try:
       if len(rest) > 1:
         raise UserError(f"expected flags only, got {rest[1:]}.")

@@ -84,6 +84,17 @@ def test_a_command_of_the_readme_works(here, tiny, command):
   assert process.returncode == 0, out + err
 
 
+@pytest.mark.slow
+def test_the_python_of_the_readme_works():
+  (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=env, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert "3 + 4 = 7" in done.stdout and "17 + 4 = 21" in done.stdout
+
+
 def test_the_chat_of_the_readme_answers(here):
   (command,) = [c for c in OURS if c.startswith("nemodiff-chat")]
   question = re.search(r"nemodiff-chat +# try: (.*)", README)[1]

@@ -83,6 +83,9 @@ def main() -> int:
   if not rows:
     raise UserError("nothing could be run.")
   print(text_table(bench.table(rows)))
+  if bench.below_floor(rows):
+    print("a pass below its floor: the weights stay in the processor's caches,"
+          " and the floor counts them from memory.")  # fmt: skip
   if _PROJECT.value:
     print(f"projected: scaled to {CHIPS[_PROJECT.value].name} by data sheets,"
           " not measured there.")  # fmt: skip

@@ -19,6 +19,7 @@ from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import main as process
 from nemodiff_jax.cli.conversation import EXAMPLE, Chat, how
 from nemodiff_jax.errors import UserError
+from nemodiff_jax.io import hub
 from nemodiff_jax.prompts import finish_row
 
 flags.adopt_module_key_flags(shared)
@@ -44,8 +45,11 @@ def main() -> int:
     {} if think is None else {"enable_thinking": think},
   )
   signal.signal(signal.SIGINT, chat.interrupt)
-  embedded = shared.CHECKPOINT.value is None
-  name = f"the embedded model, sums in words; try: {EXAMPLE}"
+  embedded = shared.CHECKPOINT.value in (None, hub.EMBEDDED)
+  name = (
+    "the embedded model: sums in words, each question on its own; try:"
+    f" {EXAMPLE}"
+  )
   print(f"[{name if embedded else opened.folder.name}]")
   print(f"[{how(config)}; /help for commands]")
   # Bytes that are no UTF-8 come as halves of pairs, which `reply` refuses.

@@ -16,13 +16,14 @@ from nemodiff_jax.decode.config import (
   RowSettings,
   check_prompt,
 )
-from nemodiff_jax.errors import UserError
+from nemodiff_jax.errors import UserError, nearest
 from nemodiff_jax.io.checkpoint import Checkpoint
 from nemodiff_jax.io.jsonl import Line, read_lines
 from nemodiff_jax.prompts import encode_prompt, finish_row
 from nemodiff_jax.text.chat import check_messages
 
 PROMPTS = ("prompt", "prompt_ids", "messages")
+RUN_FIELDS = "mode", "block_length"
 FIELDS = ("id", *PROMPTS, "enable_thinking", *ROW_FIELDS)
 Id = str | int
 
@@ -168,9 +169,15 @@ class Reader:
       UserError: a field that is unknown or cannot be served.
     """
     for field in given:
+      if field in RUN_FIELDS:
+        raise UserError(
+          f"{field!r} is one for the whole job: give --{field}, not in a line.",
+          "unknown_field",
+        )
       if field not in FIELDS:
         raise UserError(
-          f"unknown field {field!r}; known are {', '.join(FIELDS)}.",
+          f"unknown field {field!r}{nearest(field, FIELDS, 'field')}; known are"
+          f" {', '.join(FIELDS)}.",
           "unknown_field",
         )
     if sum(name in given for name in PROMPTS) != 1:

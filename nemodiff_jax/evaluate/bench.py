@@ -182,6 +182,11 @@ def memory_gib(model: api.Model, case: Case) -> float:
   return stats.get("peak_bytes_in_use", needs.total) / 2**30
 
 
+def below_floor(rows: Sequence[dict[str, Any]]) -> bool:
+  """Whether a pass was faster than the memory that it counts as read."""
+  return any(row["ms_per_pass"] < row["floor_ms"] for row in rows)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
   """Rows as text, the head first."""
   columns = [

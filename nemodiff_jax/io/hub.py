@@ -30,6 +30,7 @@ _FILES = (
   "params/*",
   "other/*",
 )
+EMBEDDED = "embedded"
 _UNREAD = (  # Of these: other folders' templates, and a LoRA's other forms.
   "[!a]*/*.jinja",  # Not additional_chat_templates/.
   "linear_spec_lora/*/*",
@@ -43,20 +44,14 @@ def find_checkpoint(name: str | None) -> Path:
   Args:
     name: a folder; 'org/name' or 'org/name@revision' on the Hugging Face hub
       (only where no such folder exists, and never where it begins with '.',
-      '/' or '~'); None: the embedded checkpoint.
+      '/' or '~'); None, and 'embedded' where there is no such folder: the
+      embedded checkpoint.
 
   Raises:
     UserError: nothing is there, or the hub does not have it.
   """
   if name is None:
-    assets = importlib.resources.files("nemodiff_jax") / "assets" / "embedded"
-    path = Path(str(assets))
-    if not (path / "config.json").exists():
-      raise UserError(
-        f"{path}: the embedded checkpoint is missing from this installation;"
-        " give --checkpoint, or install the package again."
-      )
-    return path
+    return _embedded()
   path = local_path(name)
   try:
     if path.is_dir():
@@ -74,6 +69,8 @@ def find_checkpoint(name: str | None) -> Path:
       f"checkpoint {name!r} should be a folder or a hub name, got a file;"
       f" {advice}."
     )
+  if name == EMBEDDED:
+    return _embedded()
   match = _HUB_NAME.fullmatch(name)
   if name.startswith((".", "/", "~")) or not match:
     raise UserError(
@@ -81,6 +78,18 @@ def find_checkpoint(name: str | None) -> Path:
       " org/name[@revision]; there is no such folder."
     )
   return _download(match[1], match[2])
+
+
+def _embedded() -> Path:
+  """The folder of the checkpoint that is installed with the package."""
+  path = Path(str(importlib.resources.files("nemodiff_jax") / "assets"))
+  path /= EMBEDDED
+  if not (path / "config.json").exists():
+    raise UserError(
+      f"{path}: the embedded checkpoint is missing from this installation;"
+      " give --checkpoint, or install the package again."
+    )
+  return path
 
 
 def local_path(name: str) -> Path:

@@ -54,6 +54,7 @@ def run_server(
     file=sys.stderr,
     flush=True,
   )
+  print("loading the model: answers are 503 until it is ready", file=sys.stderr)
   asyncio.run(_Draining(config, service, drain_seconds).serve([door]))
   if service.failure is not None:
     raise service.failure

@@ -117,6 +117,12 @@ def test_what_does_not_fit_is_skipped_and_the_rest_is_run():
   assert out.count("| ar ") == 1
 
 
+def test_a_pass_faster_than_its_floor_is_noticed():
+  row = {"ms_per_pass": 0.4, "floor_ms": 0.3}
+  assert not bench.below_floor([row, row])
+  assert bench.below_floor([row, {**row, "floor_ms": 0.7}])
+
+
 @pytest.mark.slow
 def test_transformers_runs_beside_it_with_the_same_weights(tmp_path):
   pytest.importorskip("torch", reason="the extra bench is not installed")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -268,3 +269,10 @@ def test_a_missing_embedded_checkpoint_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
   with pytest.raises(UserError, match="embedded checkpoint is missing from"):
     find_checkpoint(None)
+
+
+def test_embedded_is_a_name_unless_a_folder_has_it(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert find_checkpoint("embedded") == find_checkpoint(None)
+  (tmp_path / "embedded").mkdir()
+  assert find_checkpoint("embedded") == Path("embedded")
