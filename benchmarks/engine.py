@@ -24,11 +24,11 @@ import time
 import jax
 from absl import app, flags
 
+from benchmarks.engine_peer import fixed
 from benchmarks.engine_runs import (
   REPEATS,
   Peer,
   Requests,
-  fixed,
   head,
   random_prompts,
   rates,

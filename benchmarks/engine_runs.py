@@ -16,8 +16,7 @@ from absl import flags
 
 from benchmarks.decode_cpu import SHAPES
 from nemodiff_jax import api
-from nemodiff_jax.decode.config import DecodeConfig, RowSettings
-from nemodiff_jax.decode.generate import decode_ids
+from nemodiff_jax.decode.config import RowSettings
 from nemodiff_jax.decode.state import Weights
 from nemodiff_jax.nn.model import Transformer, init_params
 from nemodiff_jax.serve.engine import Engine
@@ -71,18 +70,6 @@ def run(engine: Engine, requests: Requests, at_once: int | None = None) -> int:
       inside -= event.ended
       tokens += len(event.tokens)
   return tokens
-
-
-def fixed(model: api.Model, config: DecodeConfig, prompts, rows) -> int:
-  """Tokens of batches of 16 in the compiled loop, in their order."""
-  done, size = 0, min(16, len(prompts))
-  for at in range(0, len(prompts), size):
-    part, own = prompts[at : at + size], rows[at : at + size]
-    outs = decode_ids(
-      model.module, model.weights, config, part, own, batch=size
-    )
-    done += sum(len(o.token_ids) for o in outs)
-  return done
 
 
 class Peer:

@@ -127,8 +127,7 @@ def open_start(
       _make_folder(workdir / "start", config)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("start")
-  embedded = folder == "embedded" and not Path(folder).is_dir()
-  checkpoint = open_checkpoint(None if embedded else folder)
+  checkpoint = open_checkpoint(folder)
   if checkpoint.scheme != "none":
     raise UserError(
       f"{folder}: its weights are {checkpoint.scheme}; training starts from the"

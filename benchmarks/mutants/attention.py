@@ -26,6 +26,10 @@ MUTATIONS = (
     LARGE,
   ),
   _break(
+    "maximum by a larger logarithm of 2", "reference.py",
+    "scores.max(-1) / math.log(2)", "scores.max(-1) / 0.6934", "test_range_attention.py huge",
+  ),
+  _break(
     "maximum starts at 0", "reference.py",
     "jnp.full(row, _MASKED / 2, acc)", "jnp.zeros(row, acc)", LARGE,
   ),

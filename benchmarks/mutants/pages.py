@@ -77,7 +77,7 @@ MUTATIONS = (
   _break(
     "xla", "scaled with rounding", "reference.py",
     "decay = _power_of_two(before - peak)",
-    "decay = jnp.exp((before - peak) * (_LN2[0] + _LN2[1]))",
+    "decay = jnp.exp(_log(before - peak))",
   ),
   _break(
     "xla", "the chunks of training", "api.py",

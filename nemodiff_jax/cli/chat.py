@@ -19,7 +19,7 @@ from nemodiff_jax.cli import flags as shared
 from nemodiff_jax.cli import main as process
 from nemodiff_jax.cli.conversation import EXAMPLE, Chat, how
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.io import hub
+from nemodiff_jax.io.hub import find_checkpoint
 from nemodiff_jax.prompts import finish_row
 
 flags.adopt_module_key_flags(shared)
@@ -45,7 +45,7 @@ def main() -> int:
     {} if think is None else {"enable_thinking": think},
   )
   signal.signal(signal.SIGINT, chat.interrupt)
-  embedded = shared.CHECKPOINT.value in (None, hub.EMBEDDED)
+  embedded = opened.folder == find_checkpoint(None)
   name = (
     "the embedded model: sums in words, each question on its own; try:"
     f" {EXAMPLE}"

@@ -111,7 +111,8 @@ def _logits_bytes(
   """Logits of the positions that are read at a time, and copies of them.
 
   Copies as counted in compiled programs: without and with the mask id; then
-  scaled and with noise; then their ordered bits, masses and what is kept.
+  scaled and with noise; then their ordered bits, masses and what is kept. A
+  fifth where rows are sampled: what attention holds beside them.
   """
   _, slots = largest_pass(config, prompt)
   rows = min(batch, max(1, MAX_READ // slots))

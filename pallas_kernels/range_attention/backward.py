@@ -12,8 +12,8 @@ from pallas_kernels.range_attention.chunks import (
   QUERIES,
   WIDE,
   chunk,
+  chunk_range,
   chunk_start,
-  chunks_to,
   cut,
   group,
   joined,
@@ -94,8 +94,7 @@ def _backward(k, v, q, k_end, k_start, out, lse, d_out, d_lse, size=CHUNK):
     jnp.zeros(k.shape, acc),
     jnp.zeros(v.shape, acc),
   )
-  last = chunks_to(k_end.max(), size, k.shape[1])
-  first = k_start.min() // size
+  first, last = chunk_range(size, k.shape[1], k_end, k_start)
   dq, dk, dv = lax.fori_loop(first, last, body, start)
   dq = dq.transpose(0, 2, 1, 3, 4).reshape(out.shape)
   return dq.astype(q.dtype), dk, dv

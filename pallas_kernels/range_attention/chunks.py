@@ -65,6 +65,11 @@ def scores_of(q: Array, k: Array) -> Array:
   return scores * jnp.asarray(q.shape[-1] ** -0.5, scores.dtype)
 
 
+def chunk_range(size: int, keys: int, k_end, k_start) -> tuple[Array, Array]:
+  """The first chunk that a query sees, and one past the last."""
+  return k_start.min() // size, chunks_to(k_end.max(), size, keys)
+
+
 def chunks_to(k_end, size: int, keys: int) -> Array:
   """Chunks up to k_end, of so many keys in all."""
   return (jnp.minimum(k_end, keys) + size - 1) // size

@@ -27,6 +27,7 @@ from pallas_kernels.range_attention.chunks import (
   WIDE,
   accumulator,
   chunk,
+  chunk_range,
   chunks_to,
   cut,
   group,
@@ -37,8 +38,6 @@ from pallas_kernels.range_attention.chunks import (
 
 _AT_ONCE = 4  # Chunks of the longest rows that are read at a time, on a CPU.
 _MASKED = -1e30
-# ln 2 in two parts; the product of the first with a peak is exact.
-_LN2 = 0.693359375, math.log(2) - 0.693359375
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -86,8 +85,8 @@ def _attend_in_turns(turn, size, q, k, v, k_end, k_start, table):
 def _attend(q, k, v, k_end, k_start, table=None, size=CHUNK):
   keys = k.shape[1] if table is None else table.shape[1] * k.shape[1]
   size = min(size, keys)
-  last = chunks_to(k_end.max(), size, keys)
-  rows, first = (q, k_end, k_start, table), k_start.min() // size
+  rows = q, k_end, k_start, table
+  first, last = chunk_range(size, keys, k_end, k_start)
   sums = _add_chunks(k, v, rows, first, last, _no_sums(q, k), size)
   return _output(sums, q)
 
@@ -150,11 +149,9 @@ def _add_chunks(k, v, rows, first, last, sums, size, at_once=1):
     k_i, v_i, mask = chunk(i, size, k, v, k_end, k_start, table, at_once)
     scores = jnp.where(mask, scores_of(q, k_i), _MASKED)
     peaks = [peak]
-    for most in split(jnp.ceil(scores.max(-1) / _LN2[0])):
+    for most in split(jnp.ceil(scores.max(-1) / math.log(2))):
       peaks.append(jnp.maximum(peaks[-1], most))  # Above _MASKED: _no_sums.
-    peak = join(peaks[1:])[..., None]
-    peak = peak * _LN2[0] + peak * _LN2[1]
-    weights = jnp.exp(scores - peak)  # Masked: 0.
+    weights = jnp.exp(scores - _log(join(peaks[1:]))[..., None])  # Masked: 0.
     added = product("bktgs,bskh->bktgh", weights.astype(v.dtype), v_i)
     steps = peaks[:-1], peaks[1:], split(added), split(weights.sum(-1))
     for before, peak, more, weight in zip(*steps, strict=True):
@@ -164,6 +161,12 @@ def _add_chunks(k, v, rows, first, last, sums, size, at_once=1):
     return out, peaks[-1], total
 
   return lax.fori_loop(0, -(-(last - first) // at_once), body, sums)
+
+
+def _log(exponent: Array) -> Array:
+  """The natural logarithm of 2 ** exponent."""
+  high = 0.693359375  # Of ten bits: its product is exact.
+  return exponent * high + exponent * (math.log(2) - high)
 
 
 def _power_of_two(exponent: Array) -> Array:
@@ -178,8 +181,7 @@ def _output(sums, q):
   empty = total == 0
   total = jnp.where(empty, 1.0, total)
   out = out / total[..., None]
-  peak = peak * _LN2[0] + peak * _LN2[1]
-  lse = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
+  lse = jnp.where(empty, -jnp.inf, _log(peak) + jnp.log(total))
   out = out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
   lse = lse.transpose(0, 2, 1, 3).reshape(q.shape[:3])
   return out.astype(q.dtype), lse

@@ -85,7 +85,11 @@ def test_nothing_to_generate_from_a_seed_that_ends(run, tmp_path, tiny):
 BAD = [
   ('{"prompt_ids": [7', None, "bad_json", "line 1: not JSON"),
   ("[7, 8]", None, "bad_json", "expected a JSON object"),
-  ({"prompt": "w7", "promt": "x"}, 1, "unknown_field", "known field: 'prompt')"),
+  (
+    {"prompt_ids": [7], "promt": "x"}, 1, "unknown_field",
+    "'promt' (nearest known field: 'prompt'); known are",
+  ),
+  ({"prompt": "w7", "block_length": 8}, 1, "unknown_field", "--block_length"),
   ({"prompt": "w7", "mode": "ar"}, 1, "unknown_field", "job: give --mode"),
   ({"id": "x", "prompt_ids": []}, "x", "empty_prompt", "at least one token"),
   ({"prompt": ""}, 1, "empty_prompt", "at least one character"),
