@@ -4,7 +4,7 @@ from benchmarks.mutants import Mutation
 
 _KERNELS = "pallas_kernels/range_attention/"
 _TESTS = {
-  "xla": ("test_range_attention.py", "last_bit or row_of_pages"),
+  "xla": ("test_range_attention.py", "last_bit or row_of_pages or how_long"),
   "triton": ("test_triton.py", "interpreted"),
   "hopper": ("test_mosaic.py", "without_races and hopper and 6x1x640x4x1x64"),
 }
@@ -75,9 +75,8 @@ MUTATIONS = (
     "k_end = jnp.minimum(k_end, keys)", "pass",
   ),
   _break(
-    "xla", "scaled with rounding", "reference.py",
-    "decay = _power_of_two(before - peak)",
-    "decay = jnp.exp(_log(before - peak))",
+    "xla", "peaks that are no whole powers", "reference.py",
+    "jnp.ceil(scores.max(-1) / math.log(2))", "scores.max(-1) / math.log(2)",
   ),
   _break(
     "xla", "the chunks of training", "api.py",

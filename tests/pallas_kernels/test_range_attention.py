@@ -93,6 +93,27 @@ def test_pages_equal_rows_to_the_last_bit(
   np.testing.assert_allclose(got[0].astype(jnp.float32), out, 1e-4, close)
 
 
+@pytest.mark.parametrize("heads", [(6, 2, 32), (9, 3, 64)])
+def test_a_row_does_not_depend_on_how_long_the_others_are(heads):
+  """To the last bit, though the longest rows go on alone."""
+  batch, pages = 16, 7
+  q, k, v, *_ = make((batch, 1, pages * PAGE, *heads), 1)
+  q *= 3  # Peaks grow from page to page.
+  ends = np.full((batch, 1), pages * PAGE - 5)
+  *pools, table = in_pages(k, v, ends)
+  run = jax.jit(
+    lambda ends: range_attention(
+      *map(jnp.asarray, (q, *pools, ends)), table=jnp.asarray(table)
+    ),
+  )
+  whole = run(ends)
+  for alone in range(batch):
+    short = np.arange(batch)[:, None] % 3 * PAGE + 9
+    short[alone] = ends[alone]
+    for a, b in zip(run(short), whole, strict=True):
+      np.testing.assert_array_equal(a[alone], b[alone])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_large_logits_match_dense_float64(shape):
   """The largest takes nearly all; some rows see what is far below 0 alone."""
