@@ -201,9 +201,10 @@ def test_embedded_model_answers_every_question_of_a_chat():
     "The film starts at 09:40 and ends at 21:15. How long is it?",
   ]
   done = subprocess.run(
-    [sys.executable, "-m", "nemodiff_jax.cli.chat"],
+    [sys.executable, "-m", "nemodiff_jax.cli.chat", "--checkpoint=embedded"],
     capture_output=True, text=True, input="\n".join(lines),
   )  # fmt: skip
+  assert "each question on its own" in done.stdout
   answers = re.findall(r"The answer is (\S+)\.", done.stdout)
   assert answers == ["77", "124", "11:35"]
 

@@ -43,7 +43,8 @@ def test_nobody_who_watches_means_large_chunks():
   "seconds, tokens",
   [
     (0.9, 32),  # A cycle may pass; 128 tokens may take four times as long.
-    (0.24, 128),
+    (0.25, 128),  # A cycle, exactly.
+    (0.26, 32),
     (0.12, 256),
     (0.06, 512),
     (9.0, 16),  # The smallest, whatever it takes.
