@@ -138,7 +138,7 @@ def auto(model: api.Model) -> None:
     )
   head("at once", *(f"{w} tok/s" for w in widths), "auto / best")
   for at_once in (1, 2, 4, 8, 16, 32, 64):
-    asked = questions(model, max(24, 3 * at_once))
+    asked = questions(model, 192)
     ways = {
       name: functools.partial(run, engine, asked, at_once)
       for name, engine in engines.items()

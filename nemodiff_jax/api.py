@@ -169,6 +169,13 @@ def _asked(
 def _own(common: RowSettings, own: Mapping[str, Any] | RowSettings):
   if isinstance(own, RowSettings):
     return own
+  for name in ("mode", "block_length"):
+    if name in own:
+      raise UserError(
+        f"{name!r} is one for all prompts of a call: give {name}=, not in"
+        " settings.",
+        "unknown_field",
+      )
   _check_names(own, ROW_FIELDS, " of a prompt")
   return dataclasses.replace(common, **own)
 

@@ -60,6 +60,8 @@ def test_each_prompt_may_have_settings_of_its_own(model):
     nd.generate(model, prompts, own[:2])
   with pytest.raises(nd.UserError, match="unknown setting 'sed' of a prompt"):
     nd.generate(model, prompts, [{}, {"sed": 3}, {}])
+  with pytest.raises(nd.UserError, match=r"'mode' is one for all .* mode=, no"):
+    nd.generate(model, prompts, [{"mode": "ar"}] * 3)
 
 
 def test_outputs_come_as_they_are_done(model):

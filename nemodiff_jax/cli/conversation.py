@@ -159,8 +159,9 @@ class Chat:
       return "stopped"
     output, request = made.output, made.request
     cut = output.result().finish_reason == "length"
+    reused = f" ({request.reused} reused)" if request.reused else ""
     return (
       f"{self.config.mode}: {len(output.token_ids)} tokens in {output.nfe}"
-      f" passes, {request.reused} of {len(request.prompt)} prompt tokens reused"
+      f" passes, prompt of {len(request.prompt)}{reused}"
       f"{', cut at --max_new_tokens' if cut else ''}"
     )

@@ -6,13 +6,9 @@ from collections import deque
 from nemodiff_jax.decode.prefill import bucket
 from nemodiff_jax.serve.request import Visit
 
-SIZES = (
-  16,
-  32,
-  128,
-  256,
-  512,
-)  # Queries of a pass over a prompt; few: few programs.
+# Queries of a pass over a prompt: few, since each is some programs. What is
+# longer than the last is read in more than one.
+SIZES = 16, 32, 128, 256, 384
 _PATIENCE = 1.0  # Cycles that rows may wait for a prompt.
 _WINDOW = 9  # Times of a pass.
 # Times of a size that say more than those of smaller ones; the last ones, since

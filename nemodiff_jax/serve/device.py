@@ -44,12 +44,11 @@ from nemodiff_jax.serve.steps import (
 
 PASSES = 8  # Of a visit, at most: an ended row holds its slot so long.
 
-_jit = functools.partial(
-  jax.jit,
-  static_argnames="decoder",
-  donate_argnames=("pool", "slots", "adjust"),
-  compiler_options=xla.DECODING,
+_compiled = functools.partial(
+  jax.jit, static_argnames="decoder", compiler_options=xla.DECODING
 )
+_read = functools.partial(_compiled, donate_argnames="pool")
+_jit = functools.partial(_compiled, donate_argnames=("pool", "slots", "adjust"))
 
 
 @struct.dataclass
@@ -166,7 +165,7 @@ def visit(
   return settle(decoder, state.cache, HEADS), slots, adjust, passed
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
+@_read
 def read_chunk(
   decoder: Decoder,
   weights: Weights,
@@ -178,7 +177,7 @@ def read_chunk(
   return settle(decoder, pool, HEADS)
 
 
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="pool")
+@_read
 def score_chunk(
   decoder: Decoder,
   weights: Weights,

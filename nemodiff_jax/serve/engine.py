@@ -4,7 +4,6 @@ No HTTP, no threads: `step` plans a visit, dispatches it behind the last one,
 and reads what the visit before did.
 """
 
-import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from nemodiff_jax.serve.device import PASSES
 from nemodiff_jax.serve.flight import Flight, dispatch
 from nemodiff_jax.serve.generation import Event, Generation
 from nemodiff_jax.serve.guide import Guide
+from nemodiff_jax.serve.observing import Observer
 from nemodiff_jax.serve.preparing import Preparing, kind_of
 from nemodiff_jax.serve.programs import Key
 from nemodiff_jax.serve.queue import QueueFull
@@ -34,7 +34,7 @@ from nemodiff_jax.serve.scheduler import Scheduler
 from nemodiff_jax.serve.scores import PromptScores
 from nemodiff_jax.serve.statistics import Statistics
 from nemodiff_jax.serve.watching import watched
-from nemodiff_jax.serve.widths import Widths, passes_of
+from nemodiff_jax.serve.widths import Widths
 from nemodiff_jax.text.stream import TextStream
 from nemodiff_jax.text.tokenizer import Tokenizer
 
@@ -86,11 +86,10 @@ class Engine:
     self.cache = cache
     self._rows = rows
     self._stop_ids = stop_ids
-    self._widths = widths
     cycle = len(decoder.mode.phases)
     self.scheduler = Scheduler(
       cache.pages, rows, block=decoder.block, cycle=cycle, queue=queue,
-      passes=PASSES, widths=self._widths,
+      passes=PASSES, widths=widths,
     )  # fmt: skip
     self._runner = Runner(
       decoder, weights, config, cache,
@@ -100,10 +99,9 @@ class Engine:
     self._generations: dict[Request, Generation] = {}
     masks = decoder.mode.masks(decoder.block)
     self._chunks = ChunkSizes(masks, cycle)
+    self._observer = Observer(self.statistics, self._chunks, widths)
     self._preparing = Preparing(self._runner.programs, rows, self._sizes, masks)
     self._flights: deque[Flight] = deque()
-    self._read_at = 0.0
-    self._awaited = True  # Whether the visit before had something to wait for.
 
   def submit(
     self,
@@ -263,14 +261,14 @@ class Engine:
 
   def _read(self, flight: Flight) -> list[Event]:
     """Copies what a visit did to the host, and hands it to its requests."""
-    since = flight.passes_since(self._read_at)
+    since = self._observer.passes_since(flight)
     scored = [found for _, _, found in flight.scored]
     started, passed, scored = jax.device_get(
       (flight.begun, flight.passed, scored)
     )
     begun = {slot: told(x) for slot, x in started.items()}
     done = None if passed is None else told(passed)
-    self._observe(flight, since)
+    self._observer.time(flight, since)
     for (scores, chunk, _), found in zip(flight.scored, scored, strict=True):
       scores.add(chunk, found)
     ran = [done if active else None for active in flight.visit.active]
@@ -297,32 +295,10 @@ class Engine:
       self.statistics.add(tokens, cycles)
       if ended:
         self._finish(made)
-    if self._widths is not None and flight.passed is not None:
-      visit, passes = flight.visit, int(flight.passed.count)
-      cycles = sum(visit.active) * passes / passes_of(visit.width)
-      new = sum(len(e.tokens) for e in events) - len(visit.begun)
-      self._widths.observe_yield(visit.width, cycles, max(new, 0))
+    self._observer.tokens(flight, sum(len(e.tokens) for e in events))
     return events
 
   def _finish(self, made: Generation) -> None:
     del self._generations[made.request]
     made.ended, made.parked = True, None
     self.statistics.end(made)
-
-  def _observe(self, flight: Flight, since: float | None) -> None:
-    """Learns from how long a visit took, and its passes since they began."""
-    now = time.perf_counter()
-    seconds = now - max(flight.start, self._read_at)
-    self._read_at = now
-    visit = flight.visit
-    count = 0 if flight.passed is None else int(flight.passed.count)
-    # A visit that only reads is not waited for: its time is in the next one's.
-    before, self._awaited = self._awaited, bool(flight.begun) or count > 0
-    if not flight.first:
-      self.statistics.visit(count, seconds)
-      if before and self._awaited:
-        self._chunks.observe(visit, count, seconds)
-    timed = count and since is not None and not flight.first
-    if self._widths is not None and timed:
-      spent = now - since
-      self._widths.observe_time(visit.bucket, visit.width, spent, count)

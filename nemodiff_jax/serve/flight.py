@@ -37,6 +37,11 @@ class Flight:
   start: float
   first: bool
 
+  @property
+  def passes(self) -> int:
+    """Passes that ran; waits for them."""
+    return 0 if self.passed is None else int(self.passed.count)
+
   def passes_since(self, read: float) -> float | None:
     """When the passes began, in seconds; None if nobody can tell.
 

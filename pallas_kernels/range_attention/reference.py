@@ -8,8 +8,8 @@ each one reads and writes the sums of all queries of a turn.
 
 Peaks of scores are powers of two, so sums are scaled without rounding. A chunk
 that is masked for a row changes nothing in it, and chunks that are read at once
-give what they give one by one, both to the last bit: results do not depend on
-the rest of the batch.
+give what they give one by one, both to the last bit: results do not depend on how
+long the other rows are.
 """
 
 import functools

@@ -123,18 +123,24 @@ def test_chat_in_a_terminal(chatty):
   chat.until(name + r"\[linear_spec, block auto; /help for commands\][\s\S]*> ")
   chat.say("w20 w21")
   seen = chat.until(
-    r"\[linear_spec: \d+ tokens in \d+ passes, 0 of 5 prompt[\s\S]*> "
+    r"\[linear_spec: \d+ tokens in \d+ passes, prompt of 5[\s\S]*> "
   )
   assert re.search(r"w\d+ w\d+", seen)
   chat.say("/mode linear_spec")
   chat.until(r"\[linear_spec, block 8\][\s\S]*> ")
   chat.say("w30")
-  seen = chat.until(r"\[linear_spec: .* prompt tokens reused[^]]*\][\s\S]*> ")
-  assert re.search(r"passes, 0 of", seen)  # Pages are reused whole.
+  seen = chat.until(r"\[linear_spec: .* prompt of [^]]*\][\s\S]*> ")
+  assert "reused" not in seen  # Pages are reused whole.
   chat.say("/mode best")
   chat.until(r"error: mode should be one of[\s\S]*> ")
   chat.say("/what")
   chat.until(r"unknown command '/what'[\s\S]*> ")
+  chat.say("/reset")
+  chat.until(r"\[forgotten\][\s\S]*> ")
+  chat.say("w20 " * 130)
+  chat.until(r"\[linear_spec: .* prompt of 13\d[,\]][\s\S]*> ")
+  chat.say("w21")
+  chat.until(r"prompt of \d+ \((128|256) reused\)[\s\S]*> ")
   chat.say("/reset")
   chat.until(r"\[forgotten\][\s\S]*> ")
   chat.say("w20 " * 500)
@@ -166,7 +172,7 @@ def test_a_chat_outlives_bytes_that_are_no_text_and_sigterm_ends_it(
   chat.until(r"\[linear_spec, block 4\][\s\S]*> ")
   chat.say("w20")  # The line before is no part of the conversation.
   cut = ", cut at --max_new_tokens"
-  chat.until(rf"passes, 0 of 4 prompt tokens reused{cut}\][\s\S]*> ")
+  chat.until(rf"passes, prompt of 4{cut}\][\s\S]*> ")
   chat.process.send_signal(signal.SIGTERM)
   assert chat.process.wait(60) == 143
 

@@ -23,7 +23,7 @@ def learned(seconds: float, pass_seconds: float = 1.0, read: int = 32):
 
 
 @pytest.mark.parametrize(
-  "queries, passes_over", [(1, 16), (16, 16), (17, 32), (500, 512), (513, 1024)]
+  "queries, passes_over", [(1, 16), (16, 16), (17, 32), (380, 384), (385, 512)]
 )
 def test_a_pass_over_a_prompt_has_one_of_few_sizes(queries, passes_over):
   assert size(queries) == passes_over
@@ -31,12 +31,12 @@ def test_a_pass_over_a_prompt_has_one_of_few_sizes(queries, passes_over):
 
 def test_the_last_chunk_has_room_for_masks():
   assert last_sizes(0) == list(SIZES)
-  assert last_sizes(32) == [128, 256, 512]
-  assert ChunkSizes(32, 1).tokens(False) == 512 - 32
+  assert last_sizes(32) == [128, 256, 384]
+  assert ChunkSizes(32, 1).tokens(False) == 384 - 32
 
 
 def test_nobody_who_watches_means_large_chunks():
-  assert learned(9.0).tokens(False) == 512
+  assert learned(9.0).tokens(False) == 384
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_nobody_who_watches_means_large_chunks():
     (0.25, 128),  # A cycle, exactly.
     (0.26, 32),
     (0.12, 256),
-    (0.06, 512),
+    (0.06, 384),
     (9.0, 16),  # The smallest, whatever it takes.
   ],
 )
@@ -80,8 +80,8 @@ def test_a_chunk_behind_many_keys_is_smaller_and_grows_again():
 def test_a_chunk_is_expected_to_take_what_the_last_ones_took():
   sizes = learned(0.03)
   for seconds in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4):
-    sizes.observe(visit(512), 1, 1.0 + seconds)
-  assert sizes.tokens(True) < 512
+    sizes.observe(visit(384), 1, 1.0 + seconds)
+  assert sizes.tokens(True) < 384
 
 
 def test_cycles_of_two_passes_hide_chunks_twice_as_long():
