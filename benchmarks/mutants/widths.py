@@ -7,6 +7,7 @@ from benchmarks.mutants import of_library
 _break = functools.partial(of_library, "engine")
 WIDTHS = "tests/serve/test_widths.py"
 CHUNKS = "tests/serve/test_chunks.py"
+OBSERVING = "tests/serve/test_observing.py"
 MUTATIONS = (
   _break(
     "what was slow once stays so", "serve/chunks.py",
@@ -31,6 +32,27 @@ MUTATIONS = (
   _break(
     "masks have no room in a chunk", "serve/chunks.py",
     "s - self._masks for s in SIZES", "s for s in SIZES", CHUNKS,
+  ),
+  _break(
+    "a visit takes from its dispatch", "serve/observing.py",
+    "now - max(flight.start, self._read_at)", "now - flight.start", OBSERVING,
+  ),
+  _break(
+    "first runs count", "serve/observing.py", "if flight.first:", "if False:",
+    OBSERVING,
+  ),
+  _break(
+    "visits that only read are timed", "serve/observing.py",
+    "if before and self._awaited:", "if True:", OBSERVING,
+  ),
+  _break(
+    "passes take as long as their visit", "serve/observing.py",
+    "visit.width, now - since, passes", "visit.width, seconds, passes",
+    OBSERVING,
+  ),
+  _break(
+    "a first token is a width's yield", "serve/observing.py",
+    "tokens - len(visit.begun)", "tokens", OBSERVING,
   ),
   _break(
     "what a width yields does not count", "serve/widths.py",
