@@ -27,7 +27,12 @@ MUTATIONS = (
   ),
   _break(
     "maximum by a larger logarithm of 2", "reference.py",
-    "scores.max(-1) / math.log(2)", "scores.max(-1) / 0.6934", "test_range_attention.py huge",
+    "_largest(scores) / math.log(2)", "_largest(scores) / 0.6934", "test_range_attention.py huge",
+  ),
+  _break(
+    "maximum of the first half of a chunk", "reference.py",
+    "jnp.maximum(*jnp.split(scores, 2, -1))", "jnp.split(scores, 2, -1)[0]",
+    "test_range_attention.py far_above",
   ),
   _break(
     "maximum starts at 0", "reference.py",

@@ -76,7 +76,8 @@ MUTATIONS = (
   ),
   _break(
     "xla", "peaks that are no whole powers", "reference.py",
-    "jnp.ceil(scores.max(-1) / math.log(2))", "scores.max(-1) / math.log(2)",
+    "jnp.ceil(_largest(scores) / math.log(2))",
+    "_largest(scores) / math.log(2)",
   ),
   _break(
     "xla", "the chunks of training", "api.py",

@@ -8,8 +8,8 @@ each one reads and writes the sums of all queries of a turn.
 
 Peaks of scores are powers of two, so sums are scaled without rounding. A chunk
 that is masked for a row changes nothing in it, and chunks that are read at once
-give what they give one by one, both to the last bit: results do not depend on how
-long the other rows are.
+give what they give one by one, both to the last bit: results do not depend on
+the rest of the batch.
 """
 
 import functools
@@ -149,7 +149,7 @@ def _add_chunks(k, v, rows, first, last, sums, size, at_once=1):
     k_i, v_i, mask = chunk(i, size, k, v, k_end, k_start, table, at_once)
     scores = jnp.where(mask, scores_of(q, k_i), _MASKED)
     peaks = [peak]
-    for most in split(jnp.ceil(scores.max(-1) / math.log(2))):
+    for most in split(jnp.ceil(_largest(scores) / math.log(2))):
       peaks.append(jnp.maximum(peaks[-1], most))  # Above _MASKED: _no_sums.
     weights = jnp.exp(scores - _log(join(peaks[1:]))[..., None])  # Masked: 0.
     added = product("bktgs,bskh->bktgh", weights.astype(v.dtype), v_i)
@@ -161,6 +161,16 @@ def _add_chunks(k, v, rows, first, last, sums, size, at_once=1):
     return out, peaks[-1], total
 
   return lax.fori_loop(0, -(-(last - first) // at_once), body, sums)
+
+
+def _largest(scores: Array) -> Array:
+  """The largest of each row, by halves: a CPU does those many at a time.
+
+  XLA's own reduction to the largest takes them one by one.
+  """
+  while scores.shape[-1] > 8 and scores.shape[-1] % 2 == 0:
+    scores = jnp.maximum(*jnp.split(scores, 2, -1))
+  return scores.max(-1)
 
 
 def _log(exponent: Array) -> Array:

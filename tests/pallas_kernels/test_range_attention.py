@@ -137,6 +137,17 @@ def test_huge_equal_logits_share_the_weight(score):
   np.testing.assert_allclose(lse, score + np.log(k.size), rtol=1e-6)
 
 
+@pytest.mark.parametrize("keys", [CHUNK, CHUNK + 3, 17, 5])
+def test_a_key_far_above_all_others_has_the_weight_wherever_it_is(keys):
+  ids = jnp.arange(keys)
+  q = jnp.full((keys, 1, 1, 1), 1e4)  # Row i looks for key i.
+  k = jnp.where(jnp.eye(keys) == 1, 1.0, -1.0)[..., None, None]
+  v = jnp.broadcast_to(ids.astype(jnp.float32)[:, None, None], k.shape)
+  out, lse = range_attention(q, k, v, jnp.full((keys, 1), keys))
+  np.testing.assert_array_equal(out.ravel(), ids)
+  np.testing.assert_allclose(lse, 1e4, rtol=1e-6)
+
+
 def test_no_row_of_pages_sees_a_key():
   """A pool of NaN and a table without a page."""
   q = jnp.ones((2, 3, 2, 8))
