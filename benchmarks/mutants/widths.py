@@ -30,6 +30,15 @@ MUTATIONS = (
     "seconds - passes * self._pass_time()", "seconds", CHUNKS,
   ),
   _break(
+    "those who wait for a first token do not count", "serve/chunks.py",
+    "max(_PATIENCE, _FIRST * waiting / watched)", "_PATIENCE", CHUNKS,
+  ),
+  _break(
+    "all who wait count, without a slot too", "serve/scheduler.py",
+    "return min(waiting, self._rows - self.running)", "return waiting",
+    "tests/serve/test_visits.py",
+  ),
+  _break(
     "masks have no room in a chunk", "serve/chunks.py",
     "s - self._masks for s in SIZES", "s for s in SIZES", CHUNKS,
   ),

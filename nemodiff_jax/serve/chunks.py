@@ -9,7 +9,10 @@ from nemodiff_jax.serve.request import Visit
 # Queries of a pass over a prompt: few, since each is some programs. What is
 # longer than the last is read in more than one.
 SIZES = 16, 32, 128, 256, 384
-_PATIENCE = 1.0  # Cycles that rows may wait for a prompt.
+_PATIENCE = 1.0  # Cycles that rows may always wait for a prompt.
+# Cycles that as many rows may wait as requests wait for their first token: that
+# is missed more than the next one.
+_FIRST = 20.0
 _WINDOW = 9  # Times of a pass.
 # Times of a size that say more than those of smaller ones; the last ones, since
 # each chunk of a prompt takes longer than the one before.
@@ -44,15 +47,20 @@ class ChunkSizes:
     self._pass: deque[float] = deque(maxlen=_WINDOW)
     self._queries = 1  # Of a pass.
 
-  def tokens(self, watched: bool) -> int:
+  def tokens(self, watched: int, waiting: int = 0) -> int:
     """Prompt tokens that the next visit may read.
 
     Few where somebody watches rows that run; else as many as a pass takes.
+
+    Args:
+      watched: rows that run, if somebody watches one of them; else 0.
+      waiting: requests without a first token.
     """
     most = [s - self._masks for s in SIZES if s > self._masks]
     if not watched or not most:
       return max(most, default=SIZES[-1])
-    fits = [n for n in most if self._wait(size(n)) <= _PATIENCE]
+    cycles = max(_PATIENCE, _FIRST * waiting / watched)
+    fits = [n for n in most if self._wait(size(n)) <= cycles]
     return max(fits, default=most[0])
 
   def observe(self, visit: Visit, passes: int, seconds: float) -> None:

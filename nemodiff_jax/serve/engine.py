@@ -174,7 +174,7 @@ class Engine:
     if scores is not None:
       made.scores = PromptScores(*scores, len(prompt))
     self._generations[request] = made
-    most = self._chunks.tokens(self.scheduler.watched)
+    most = self._chunk_size()
     others = self._generations.values()
     if prepare and self._preparing.add(made, others, self.cache.pages, most):
       queue.remove(request)
@@ -209,7 +209,7 @@ class Engine:
     """Dispatches the next visit, and reads the one before it."""
     for request in self._preparing.ready():
       self.scheduler.queue.restore(request)
-    self.scheduler.chunk = self._chunks.tokens(self.scheduler.watched)
+    self.scheduler.chunk = self._chunk_size()
     visit = self.scheduler.plan(self._ready)
     if visit is not None:
       self._flights.append(
@@ -239,6 +239,10 @@ class Engine:
   def programs(self) -> int:
     """Programs that were compiled."""
     return len(self._runner.programs)
+
+  def _chunk_size(self) -> int:
+    """Prompt tokens that the next visit may read."""
+    return self._chunks.tokens(self.scheduler.watched, self.scheduler.unread)
 
   def _ready(self, count: int) -> tuple[int, Collection[int]]:
     """The batch size of so many rows, and the widths compiled for it.

@@ -81,9 +81,15 @@ class Scheduler:
     return [*self._slots, *filter(None, [self._reading])]
 
   @property
-  def watched(self) -> bool:
-    """Whether somebody waits for the next token of a row that runs."""
-    return any(row.watched for row in self._slots)
+  def watched(self) -> int:
+    """Rows that run, if somebody waits for the next token of one; else 0."""
+    return self.running if any(row.watched for row in self._slots) else 0
+
+  @property
+  def unread(self) -> int:
+    """Requests whose prompts wait to be read, as far as slots are free."""
+    waiting = len(self.queue) + (self._reading is not None)
+    return min(waiting, self._rows - self.running)
 
   @property
   def flight(self) -> int:

@@ -32,11 +32,11 @@ def test_a_pass_over_a_prompt_has_one_of_few_sizes(queries, passes_over):
 def test_the_last_chunk_has_room_for_masks():
   assert last_sizes(0) == list(SIZES)
   assert last_sizes(32) == [128, 256, 384]
-  assert ChunkSizes(32, 1).tokens(False) == 384 - 32
+  assert ChunkSizes(32, 1).tokens(0) == 384 - 32
 
 
 def test_nobody_who_watches_means_large_chunks():
-  assert learned(9.0).tokens(False) == 384
+  assert learned(9.0).tokens(0) == 384
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,26 @@ def test_nobody_who_watches_means_large_chunks():
   ],
 )
 def test_rows_that_are_watched_wait_for_a_cycle(seconds, tokens):
-  assert learned(seconds).tokens(True) == tokens
+  assert learned(seconds).tokens(1) == tokens
+
+
+@pytest.mark.parametrize(
+  "running, waiting, tokens",
+  [
+    (1, 1, 384),  # 20 cycles.
+    (2, 1, 256),
+    (4, 1, 128),
+    (20, 1, 32),  # A cycle.
+    (64, 1, 32),
+    (8, 4, 256),  # 10 cycles.
+    (4, 31, 384),
+    (0, 31, 384),
+  ],
+)
+def test_the_more_wait_for_a_first_token_the_longer_others_wait(
+  running, waiting, tokens
+):
+  assert learned(0.99).tokens(running, waiting) == tokens
 
 
 def test_a_size_that_was_slow_once_is_tried_again():
@@ -59,40 +78,40 @@ def test_a_size_that_was_slow_once_is_tried_again():
   sizes.observe(visit(128), 1, 100.0)  # The first run of its program.
   for _ in range(9):
     sizes.observe(visit(32), 1, 1.0 + 0.2)
-  assert sizes.tokens(True) == 128
+  assert sizes.tokens(1) == 128
 
 
 def test_a_chunk_behind_many_keys_is_smaller_and_grows_again():
   """Times follow the prompt: its chunks take longer from one to the next."""
   sizes = learned(0.4, read=16)  # Fast at the beginning, so 32 is tried.
-  assert sizes.tokens(True) == 32
+  assert sizes.tokens(1) == 32
   for seconds in (0.9, 1.6, 2.0, 2.2, 2.4):
     sizes.observe(visit(32), 1, 1.0 + seconds)
-  assert sizes.tokens(True) == 16
+  assert sizes.tokens(1) == 16
   for _ in range(2):
     sizes.observe(visit(16), 1, 1.0 + 1.2)
-  assert sizes.tokens(True) == 16
+  assert sizes.tokens(1) == 16
   for _ in range(9):  # Another prompt.
     sizes.observe(visit(16), 1, 1.0 + 0.4)
-  assert sizes.tokens(True) == 32
+  assert sizes.tokens(1) == 32
 
 
 def test_a_chunk_is_expected_to_take_what_the_last_ones_took():
   sizes = learned(0.03)
   for seconds in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4):
     sizes.observe(visit(384), 1, 1.0 + seconds)
-  assert sizes.tokens(True) < 384
+  assert sizes.tokens(1) < 384
 
 
 def test_cycles_of_two_passes_hide_chunks_twice_as_long():
   sizes = ChunkSizes(0, 2)
   sizes.observe(visit(), 2, 2.0)
   sizes.observe(visit(32), 2, 2.0 + 1.9)
-  assert sizes.tokens(True) == 32
+  assert sizes.tokens(1) == 32
 
 
 def test_before_anything_was_timed_a_chunk_is_as_long_as_a_pass():
-  assert ChunkSizes(0, 1).tokens(True) == 16
+  assert ChunkSizes(0, 1).tokens(1) == 16
   wide = ChunkSizes(0, 2)
   wide.observe(visit(queries=64), 2, 0.0)
-  assert wide.tokens(True) == 128
+  assert wide.tokens(1) == 128

@@ -121,7 +121,19 @@ def test_a_prompt_that_is_watched_makes_only_rows_that_run_wait():
   visit(engine)
   assert not engine.watched  # It is read still.
   visit(engine)
-  assert engine.watched
+  assert engine.watched == 1
+
+
+def test_prompts_wait_to_be_read_as_far_as_slots_are_free():
+  engine = scheduler(rows=3, chunk=4)
+  for seed in range(4):
+    submit(engine, 6, seed=seed, watched=seed == 0)
+  seen = []
+  for _ in range(6):
+    seen.append((engine.watched, engine.unread))
+    visit(engine)
+  # One is read in part, then it runs; the last one has no slot to wait for.
+  assert seen == [(0, 3), (0, 3), (1, 2), (2, 1), (2, 1), (3, 0)]
 
 
 def test_widths_are_tried():
