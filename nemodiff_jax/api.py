@@ -15,6 +15,7 @@ from nemodiff_jax.batch import (
 )
 from nemodiff_jax.decode.config import (
   ROW_FIELDS,
+  RUN_FIELDS,
   DecodeConfig,
   RowSettings,
   check_prompt,
@@ -76,7 +77,7 @@ class Common(TypedDict, total=False):
 
 
 Settings = Sequence[Mapping[str, Any] | RowSettings]
-_RUN_FIELDS = ("block_length", *ROW_FIELDS)
+_CALL_FIELDS = ("block_length", *ROW_FIELDS)
 
 
 def generate(
@@ -169,7 +170,7 @@ def _asked(
 def _own(common: RowSettings, own: Mapping[str, Any] | RowSettings):
   if isinstance(own, RowSettings):
     return own
-  for name in ("mode", "block_length"):
+  for name in RUN_FIELDS:
     if name in own:
       raise UserError(
         f"{name!r} is one for all prompts of a call: give {name}=, not in"
@@ -200,7 +201,7 @@ def split_settings(
   """
   if not isinstance(model, Model):
     raise UserError(f"model should come from load(), got {model!r:.60}.")
-  _check_names(settings, _RUN_FIELDS, "")
+  _check_names(settings, _CALL_FIELDS, "")
   own: dict[str, Any] = dict(settings)
   block = own.pop("block_length", None)
   config = decode_config(model.config, mode, block_length=block)

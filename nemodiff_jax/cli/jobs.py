@@ -12,6 +12,7 @@ from nemodiff_jax.cli import openai_lines
 from nemodiff_jax.cli.openai_calls import Calls
 from nemodiff_jax.decode.config import (
   ROW_FIELDS,
+  RUN_FIELDS,
   DecodeConfig,
   RowSettings,
   check_prompt,
@@ -23,7 +24,6 @@ from nemodiff_jax.prompts import encode_prompt, finish_row
 from nemodiff_jax.text.chat import check_messages
 
 PROMPTS = ("prompt", "prompt_ids", "messages")
-RUN_FIELDS = "mode", "block_length"
 FIELDS = ("id", *PROMPTS, "enable_thinking", *ROW_FIELDS)
 Id = str | int
 

@@ -234,6 +234,7 @@ def row_config(config: DecodeConfig, row: RowSettings) -> DecodeConfig:
 
 
 ROW_FIELDS = tuple(f.name for f in dataclasses.fields(RowSettings))
+RUN_FIELDS = "mode", "block_length"  # The same for all rows of a run.
 
 
 def check_prompt(

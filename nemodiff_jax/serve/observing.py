@@ -35,10 +35,10 @@ class Observer:
     seconds = now - max(flight.start, self._read_at)
     self._read_at = now
     # A visit that only reads is not waited for: its time is in the next one's.
-    before, self._awaited = self._awaited, bool(flight.begun or flight.passes)
+    visit, passes = flight.visit, flight.passes
+    before, self._awaited = self._awaited, bool(flight.begun or passes)
     if flight.first:  # A program that runs for the first time takes longer.
       return
-    visit, passes = flight.visit, flight.passes
     self._statistics.visit(passes, seconds)
     if before and self._awaited:
       self._chunks.observe(visit, passes, seconds)

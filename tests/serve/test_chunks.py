@@ -73,6 +73,11 @@ def test_the_more_wait_for_a_first_token_the_longer_others_wait(
   assert learned(0.99).tokens(running, waiting) == tokens
 
 
+def test_ten_rows_wait_two_cycles_for_one_first_token():
+  sizes = learned(0.5)
+  assert [sizes.tokens(rows, 1) for rows in (10, 11)] == [128, 32]
+
+
 def test_a_size_that_was_slow_once_is_tried_again():
   sizes = learned(0.9)
   sizes.observe(visit(128), 1, 100.0)  # The first run of its program.

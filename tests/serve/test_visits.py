@@ -134,6 +134,12 @@ def test_prompts_wait_to_be_read_as_far_as_slots_are_free():
     visit(engine)
   # One is read in part, then it runs; the last one has no slot to wait for.
   assert seen == [(0, 3), (0, 3), (1, 2), (2, 1), (2, 1), (3, 0)]
+  engine = scheduler(chunk=4)
+  submit(engine, 6)
+  visit(engine)
+  assert engine.unread == 1  # The one that is read in part.
+  visit(engine)
+  assert engine.unread == 0
 
 
 def test_widths_are_tried():
