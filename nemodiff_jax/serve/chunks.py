@@ -8,7 +8,7 @@ from nemodiff_jax.serve.request import Visit
 
 # Queries of a pass over a prompt: few, since each is some programs. What is
 # longer than the last is read in more than one.
-SIZES = 16, 32, 128, 256, 384
+SIZES = 16, 32, 64, 128, 256, 384
 _PATIENCE = 1.0  # Cycles that rows may always wait for a prompt.
 # Cycles that as many rows may wait as requests wait for their first token: that
 # is missed more than the next one.

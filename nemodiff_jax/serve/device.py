@@ -219,13 +219,7 @@ def begin(
   if adjust is not None and state.adjust is not None:
     adjust = put_row(adjust, replace(state.adjust, mask=None), slot)
   pool = state.cache
-  block = state.block
-  if decoder.logprobs is None:  # The slots may keep some, for other rows.
-    kept = jax.tree.map(lambda x: x[:1], slots.block)
-    block = replace(kept, token=block.token)
-  row = replace(
-    state, cache=NO_CACHE, table=slots.table[:1], block=block, adjust=None
-  )
+  row = replace(state, cache=NO_CACHE, table=slots.table[:1], adjust=None)
   adjust, slots = settle(decoder, (adjust, put_row(slots, row, slot)))
   return settle(decoder, pool, HEADS), slots, adjust, passed
 

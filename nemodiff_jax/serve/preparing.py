@@ -108,7 +108,7 @@ class Preparing:
       elif not last:
         yield "read", size(stop - start)
       if last:
-        yield "begin", size(stop - first + self._masks), *kind[:2]
+        yield "begin", size(stop - first + self._masks), kind[1]
       start = stop
 
   def _passes(self, count: int, kinds: Sequence[Kind]) -> Iterator[Key]:

@@ -38,8 +38,7 @@ class Runner:
 
   Attributes:
     programs: ("read", queries), ("score", queries), ("begin", queries,
-      logprobs, adjusted) and ("passes", rows, width, logprobs, adjusted,
-      traced).
+      adjusted) and ("passes", rows, width, logprobs, adjusted, traced).
   """
 
   def __init__(
@@ -86,9 +85,9 @@ class Runner:
     keeps = dict.fromkeys((False, self._decoder.logprobs is not None))
     for size in chunks.SIZES:
       yield "read", size
+    for size in chunks.last_sizes(self._masks):
+      yield "begin", size, False
     for keep in keeps:
-      for size in chunks.last_sizes(self._masks):
-        yield "begin", size, keep, False
       for rows in buckets(self._rows):
         for width in widths:
           yield "passes", rows, width, keep, False, False
@@ -134,8 +133,7 @@ class Runner:
       own: how it changes its logits, with the mask of its first token.
     """
     size = chunks.size(chunk.stop - chunk.start + self._masks)
-    keep = row.logprobs is not None
-    program = self.programs.get(("begin", size, keep, own is not None))
+    program = self.programs.get(("begin", size, own is not None))
     changes = ()
     if own is not None:
       changes = self._adjusted(), own
@@ -245,22 +243,20 @@ class Runner:
       return device.score_chunk.lower(
         self._decoder, self._weights, pool, prompt, zeros(1, size)
       )
-    width, traced = 0, False
-    if name == "passes":
-      width, *more, traced = more
-    keep, adjusted = more
-    decoder = self._decoder if keep else self._plain
+    adjusted = more[0] if name == "begin" else more[2]
     changes: Any = ()
     if adjusted:
       changes = (jax.tree.map(_shape, self._adjusted()),)
     if name == "begin":
       if adjusted:
-        own = replace(self._neutral, mask=first_mask(decoder, None))
+        own = replace(self._neutral, mask=first_mask(self._decoder, None))
         changes = *changes, own
       return device.begin.lower(
-        decoder, self._weights, pool, slots, prompt, self._empty, np.int32(0),
-        *changes,
+        self._decoder, self._weights, pool, slots, prompt, self._empty,
+        np.int32(0), *changes,
       )  # fmt: skip
+    width, keep, _, traced = more
+    decoder = self._decoder if keep else self._plain
     if adjusted:
       changes = *changes, make_guides(decoder, size, width, {})
     return device.visit.lower(

@@ -62,7 +62,8 @@ def range_attention(
     training: whether many queries are taken as WIDE says, off the CPU.
   """
   if q.shape[1] <= QUERIES:
-    if table is None or len(q) < 2 * _AT_ONCE or len(q) % _AT_ONCE:
+    alike = table is None or table.shape[1] == 1  # Rows end in the same chunk.
+    if alike or len(q) < 2 * _AT_ONCE or len(q) % _AT_ONCE:
       return _attend(q, k, v, k_end, k_start, table)
     return lax.platform_dependent(
       *(q, k, v, k_end, k_start, table),
@@ -135,7 +136,9 @@ def _add_chunks(k, v, rows, first, last, sums, size, at_once=1):
   q, k_end, k_start, table = rows
   q, k_end, k_start = (jnp.repeat(x, at_once, 0) for x in (q, k_end, k_start))
   if table is not None:
-    table = jnp.pad(table, ((0, 0), (0, at_once - 1)))  # Beyond every k_end.
+    # Pages beyond every k_end, for chunks that are read at once. Of one page in
+    # all, XLA would copy the keys ahead of the loop, which takes longer.
+    table = jnp.pad(table, ((0, 0), (0, at_once)))
   ahead = jnp.tile(jnp.arange(at_once, dtype=k_end.dtype), len(q) // at_once)
   ahead = (ahead * size)[:, None]  # Of the first chunk.
   k_end, k_start = k_end - ahead, k_start - ahead
