@@ -96,7 +96,7 @@ def main(part: str, only: str = "") -> int:
       path.write_text(source)
       survivors += passed
       verdict = "SURVIVES" if passed else f"caught: {why}"
-      print(f"{mutation.what:50}{verdict}", flush=True)
+      print(f"{mutation.what:52} {verdict}", flush=True)
   print(f"{len(chosen) - survivors} of {len(chosen)} mutations caught")
   return int(survivors > 0)
 

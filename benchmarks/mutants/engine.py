@@ -102,7 +102,7 @@ VISIT = (
     "self.max_new + block", "self.max_new", ALONE,
   ),
   _break(
-    "a row is read again before it is known", "serve/scheduler.py",
+    "a row is read again before it is known", "serve/prompt_reader.py",
     "if row is None or row.flying or", "if row is None or", ALONE,
   ),
   _break(
@@ -126,7 +126,7 @@ VISIT = (
     "return [(slot, row)] if slot >= 0 else []", "return []", ALONE,
   ),
   _break(
-    "a preempted row begins again", "serve/scheduler.py",
+    "a preempted row begins again", "serve/prompt_reader.py",
     "row.slot if last else None\n      pages, resumes = tuple(row.pages), "
     "last and parked",
     "row.slot if last else None\n      pages, resumes = tuple(row.pages), False",
@@ -141,17 +141,17 @@ VISIT = (
     "return self.ahead or not self.flying", "return True", ALONE,
   ),
   _break(
-    "what is before log-probabilities is no limit", "serve/scheduler.py",
+    "what is before log-probabilities is no limit", "serve/prompt_reader.py",
     "limit = None if row.begun else row.reuse", "limit = None", ALONE,
   ),
   _break(
-    "the limit of reuse holds for preempted rows", "serve/scheduler.py",
+    "the limit of reuse holds for preempted rows", "serve/prompt_reader.py",
     "limit = None if row.begun else row.reuse", "limit = row.reuse",
     VISITS + " preempted_row",
   ),
   _break(
-    "prompts are shared when their rows end", "serve/scheduler.py",
-    "    self.pool.share(row.pages, row.ids[: row.read], row.salt)\n", "",
+    "prompts are shared when their rows end", "serve/prompt_reader.py",
+    "    self._pool.share(row.pages, row.ids[: row.read], row.salt)\n", "",
     VISITS + " at_once",
   ),
   _break(
@@ -175,13 +175,13 @@ VISIT = (
     VISITS + " waits_for_each",
   ),
   _break(
-    "reused tokens are counted at each return", "serve/scheduler.py",
+    "reused tokens are counted at each return", "serve/prompt_reader.py",
     "    if not row.preemptions:\n      row.reused", "    if True:\n      row.reused",
     VISITS + " preempted_row",
   ),
   _break(
-    "one row more than slots", "serve/scheduler.py",
-    "self.running >= self._rows", "self.running > self._rows", ALONE,
+    "one row more than slots", "serve/prompt_reader.py",
+    "len(self._slots) >= self._rows", "len(self._slots) > self._rows", ALONE,
   ),
   _break(
     "all rows run", "serve/scheduler.py",
@@ -227,7 +227,7 @@ VISIT = (
     "for row in held):", "for row in active):", ALONE + " width",
   ),
   _break(
-    "a draft of another width is verified", "serve/scheduler.py",
+    "a draft of another width is verified", "serve/prompt_reader.py",
     "redraft = last and row.mid and self._widths is not None",
     "redraft = False", ALONE + " width",
   ),

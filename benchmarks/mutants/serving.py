@@ -36,7 +36,7 @@ DEVICE = (
     ENGINE + " go_where",
   ),
   _break(
-    "rows with all their pages are spared some", "serve/scheduler.py",
+    "rows with all their pages are spared some", "serve/prompt_reader.py",
     "spare = sum(len(r.pages) < most(r) for", "spare = sum(True for",
     "tests/test_api.py as_they_are_done",
   ),

@@ -31,7 +31,7 @@ MUTATIONS = (
   ),
   _break(
     "those who wait for a first token do not count", "serve/chunks.py",
-    "max(_PATIENCE, _FIRST * waiting / watched)", "_PATIENCE", CHUNKS,
+    "max(_PATIENCE, _FIRST * (waiting - watched) / watched)", "_PATIENCE", CHUNKS,
   ),
   _break(
     "all who wait count, without a slot too", "serve/scheduler.py",

@@ -10,8 +10,8 @@ from nemodiff_jax.serve.request import Visit
 # longer than the last is read in more than one.
 SIZES = 16, 32, 64, 128, 256, 384
 _PATIENCE = 1.0  # Cycles that rows may always wait for a prompt.
-# Cycles that as many rows may wait as requests wait for their first token: that
-# is missed more than the next one.
+# Cycles that rows may wait for a prompt where twice as many requests wait for
+# their first token: that is missed more than the next one.
 _FIRST = 20.0
 _WINDOW = 9  # Times of a pass.
 # Times of a size that say more than those of smaller ones; the last ones, since
@@ -50,7 +50,8 @@ class ChunkSizes:
   def tokens(self, watched: int, waiting: int = 0) -> int:
     """Prompt tokens that the next visit may read.
 
-    Few where somebody watches rows that run; else as many as a pass takes.
+    Few where somebody watches rows that run, and no more requests wait for a
+    first token; else as many as a pass takes.
 
     Args:
       watched: rows that run, if somebody watches one of them; else 0.
@@ -59,7 +60,7 @@ class ChunkSizes:
     most = [s - self._masks for s in SIZES if s > self._masks]
     if not watched or not most:
       return max(most, default=SIZES[-1])
-    cycles = max(_PATIENCE, _FIRST * waiting / watched)
+    cycles = max(_PATIENCE, _FIRST * (waiting - watched) / watched)
     fits = [n for n in most if self._wait(size(n)) <= cycles]
     return max(fits, default=most[0])
 

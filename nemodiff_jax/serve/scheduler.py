@@ -1,4 +1,4 @@
-"""Who is read, who runs, who waits: what the device does next.
+"""Who runs, who waits: what the device does next.
 
 The scheduler knows ids and counts only. Its caller dispatches each visit, and
 gives back what came of it, both in order, with any number in flight between.
@@ -17,14 +17,15 @@ from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve import plan
 from nemodiff_jax.serve.pace import Pace, Ready
 from nemodiff_jax.serve.pages import PagePool
+from nemodiff_jax.serve.prompt_reader import PromptReader
 from nemodiff_jax.serve.queue import WaitingQueue
-from nemodiff_jax.serve.request import Chunk, Phase, Progress, Request, Visit
+from nemodiff_jax.serve.request import Phase, Progress, Request, Visit
 from nemodiff_jax.serve.slots import Slots
 from nemodiff_jax.serve.widths import Widths
 
 
 class Scheduler:
-  """Admission, chunks of prompts, pages, preemption, slots.
+  """Pages, preemption, slots, visits; `PromptReader` admits.
 
   Attributes:
     pool: the pages.
@@ -67,7 +68,9 @@ class Scheduler:
     self._widths = widths
     self._arrivals = 0
     self._slots = Slots()
-    self._reading: Request | None = None
+    self._prompts = PromptReader(
+      pool, self.queue, self._slots, rows, self._lacks, block, widths
+    )
     self._flight: deque[Visit] = deque()
 
   @property
@@ -78,7 +81,7 @@ class Scheduler:
   @property
   def held(self) -> list[Request]:
     """Rows that are read or run, those that hold pages."""
-    return [*self._slots, *filter(None, [self._reading])]
+    return [*self._slots, *filter(None, [self._prompts.row])]
 
   @property
   def watched(self) -> int:
@@ -88,7 +91,7 @@ class Scheduler:
   @property
   def unread(self) -> int:
     """Requests whose prompts wait to be read, as far as slots are free."""
-    waiting = len(self.queue) + (self._reading is not None)
+    waiting = len(self.queue) + (self._prompts.row is not None)
     return min(waiting, self._rows - self.running)
 
   @property
@@ -145,10 +148,10 @@ class Scheduler:
       request comes.
     """
     parks, passes = self._grow(self._pace.passes(self._active()))
-    chunks = self._read_prompts(passes)
+    chunks = self._prompts.read(self.chunk, passes)
     active = self._active()
     passes = min(passes, self._pace.passes(active))
-    if self._reading is not None:  # The rest of the prompt waits.
+    if self._prompts.row is not None:  # The rest of the prompt waits.
       passes = self._pace.cycle
     if not (active or chunks or parks):
       return None
@@ -250,65 +253,11 @@ class Scheduler:
 
   def _leave(self, row: Request) -> None:
     """Gives back the pages and the slot of a row that is read or runs."""
-    if row is self._reading:
-      self._reading = None
+    if row is self._prompts.row:
+      self._prompts.row = None
       known = row.read
     else:
       self._slots.remove(row)
       known = row.length  # What was emitted last is in no page.
     self.pool.release(row.pages, row.ids[:known], row.salt)
     row.pages, row.read = [], 0
-
-  def _read_prompts(self, passes: int) -> list[Chunk]:
-    """The chunks of this visit: prompts one after the other, in order."""
-    budget, chunks = self.chunk, []
-    while budget:
-      row = self._reading or self._admit(passes)
-      if row is None:
-        break
-      start, stop = row.read, min(row.read + budget, row.length)
-      budget -= stop - start
-      row.read, self._reading = stop, row
-      last, parked = stop == row.length, row.begun
-      redraft = last and row.mid and self._widths is not None
-      if last:
-        self._start(row)
-        row.flying += not (row.ahead or parked)  # Its first token is awaited.
-      slot = row.slot if last else None
-      pages, resumes = tuple(row.pages), last and parked
-      chunks.append(Chunk(row, start, stop, pages, slot, resumes, redraft))
-    return chunks
-
-  def _admit(self, passes: int) -> Request | None:
-    """Gives pages to the request that is next, if there are enough.
-
-    Each row that has not all of its pages could take one more, still: who was
-    admitted is not preempted at once. A row that was preempted is known again when the visits
-    it took part in are read.
-    """
-    row = self.queue.first()
-    if row is None or row.flying or self.running >= self._rows:
-      return None
-    limit = None if row.begun else row.reuse
-    shared = self.pool.match(row.ids[: row.length], row.salt, limit)
-    lacks = self._lacks(row, passes) - len(shared)
-    most = lambda r: plan.pages_of(r.limit(self._block), self.pool.page)
-    spare = sum(len(r.pages) < most(r) for r in self._slots)
-    new = self.pool.allocate(lacks, shared, spare)
-    if new is None:
-      return None
-    self.queue.remove(row)
-    row.phase = Phase.READING
-    row.pages = [*shared, *new]
-    row.read = len(shared) * self.pool.page
-    if not row.preemptions:
-      row.reused = row.read
-    return row
-
-  def _start(self, row: Request) -> None:
-    """The row has been read: it takes the first free slot."""
-    self._reading = None
-    self.pool.share(row.pages, row.ids[: row.read], row.salt)
-    row.phase, row.begun = Phase.RUNNING, True
-    row.mid = row.mid and self._widths is None  # Else it drafts anew.
-    self._slots.put(row)

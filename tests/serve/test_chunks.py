@@ -58,25 +58,26 @@ def test_rows_that_are_watched_wait_for_a_cycle(seconds, tokens):
 @pytest.mark.parametrize(
   "running, waiting, tokens",
   [
-    (1, 1, 384),  # 20 cycles.
-    (2, 1, 256),
-    (4, 1, 128),
-    (20, 1, 32),  # A cycle.
-    (64, 1, 32),
-    (8, 4, 256),  # 10 cycles.
+    (1, 1, 32),  # A cycle.
+    (15, 1, 32),
+    (8, 8, 32),
+    (8, 9, 64),  # 2.5 cycles.
+    (4, 5, 128),
+    (2, 3, 256),
+    (1, 2, 384),  # 20 cycles.
     (4, 31, 384),
     (0, 31, 384),
   ],
 )
-def test_the_more_wait_for_a_first_token_the_longer_others_wait(
+def test_rows_wait_longer_where_more_wait_for_a_first_token(
   running, waiting, tokens
 ):
   assert learned(0.99).tokens(running, waiting) == tokens
 
 
-def test_ten_rows_wait_two_cycles_for_one_first_token():
+def test_ten_rows_wait_two_cycles_where_eleven_wait_for_a_first_token():
   sizes = learned(0.5)
-  assert [sizes.tokens(rows, 1) for rows in (10, 11)] == [128, 64]
+  assert [sizes.tokens(10, waiting) for waiting in (10, 11)] == [64, 128]
 
 
 def test_a_size_that_was_slow_once_is_tried_again():
