@@ -7,7 +7,8 @@
 2. A batch of 16 ragged prompts against 16 single runs, ar and linear_spec.
 3. Memory: what loading needs beside the parameters.
 
-Runs alternate (ours, peer, ours, ...); figures are medians.
+Runs alternate (ours, peer, ours, ...); figures are medians, ratios with the least
+and the largest.
 """
 
 import os
@@ -68,6 +69,13 @@ def timed(run) -> tuple[float, object]:
   return time.perf_counter() - start, out
 
 
+def middle(ratios: list[float]) -> str:
+  """The median, with the least and the largest."""
+  return (
+    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+  )
+
+
 def decode(model, prompts, tokens, mode="ar"):
   config = decode_config(model.config, mode)
   rows = [RowSettings(max_new_tokens=tokens, ignore_eos=True)] * len(prompts)
@@ -84,10 +92,10 @@ def against_transformers(name: str, folder: str, model, tokens: int) -> None:
     mine.append(timed(ours)[0])
     theirs.append(peer.run([prompt], tokens)["seconds"])
   a, b = statistics.median(mine), statistics.median(theirs)
-  ratio = statistics.median(y / x for x, y in zip(mine, theirs, strict=True))
+  ratio = middle([y / x for x, y in zip(mine, theirs, strict=True)])
   peer.close()
   print(
-    f"| {name} | {tokens / a:.0f} | {tokens / b:.0f} | {ratio:.2f} |"
+    f"| {name} | {tokens / a:.0f} | {tokens / b:.0f} | {ratio} |"
     f" {'yes' if same else 'no'} |"
   )
 
@@ -101,9 +109,9 @@ def batch_of_16(name: str, model, mode: str, tokens: int) -> None:
   same = together() == single()
   pairs = [(timed(together)[0], timed(single)[0]) for _ in range(3)]
   a, b = (statistics.median(x) for x in zip(*pairs, strict=True))
-  ratio = statistics.median(x / y for x, y in pairs)
+  ratio = middle([x / y for x, y in pairs])
   print(
-    f"| {name} | {mode} | {a:.2f} | {b:.2f} | {ratio:.3f} |"
+    f"| {name} | {mode} | {a:.2f} | {b:.2f} | {ratio} |"
     f" {'yes' if same else 'no'} |"
   )
 
