@@ -122,6 +122,11 @@ def test_a_prompt_that_is_watched_makes_only_rows_that_run_wait():
   assert not engine.watched  # It is read still.
   visit(engine)
   assert engine.watched == 1
+  engine = scheduler(chunk=4)
+  submit(engine, 2)
+  submit(engine, 6, seed=1, watched=True)
+  visit(engine)
+  assert engine.running == 1 and not engine.watched  # Nobody watches who runs.
 
 
 def test_prompts_wait_to_be_read_as_far_as_slots_are_free():

@@ -169,6 +169,21 @@ def test_it_follows_when_the_world_changes():
   assert set(chosen[-30:]) == {1}
 
 
+def test_a_width_that_was_slow_is_tried_again():
+  widths = Widths((1, 32))
+  slow = {1: 1.0, 32: 29.0}
+  chosen, _ = settled(slow, lambda _, width: width, widths=widths)
+  assert chosen[-1] == 1
+  chosen, _ = settled(FLAT, lambda _, width: width, 6000, widths=widths)
+  assert set(chosen[-30:]) == {32}
+
+
+def test_wide_drafts_that_are_seldom_right_say_nothing_of_narrow_ones():
+  right = {1: 1, 8: 8, 16: 2, 32: 2}
+  chosen, _ = settled(FLAT, lambda _, width: right[width], 1000)
+  assert set(chosen[-50:]) == {8}
+
+
 def test_pauses_of_the_machine_do_not_count():
   rng = random.Random(0)
   widths, chosen = Widths(WIDTHS), []
