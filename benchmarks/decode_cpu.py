@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -69,11 +70,10 @@ def timed(run) -> tuple[float, object]:
   return time.perf_counter() - start, out
 
 
-def middle(ratios: list[float]) -> str:
-  """The median, with the least and the largest."""
-  return (
-    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-  )
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+  """Median, and the least and the largest."""
+  low, high = min(values), max(values)
+  return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
 
 
 def decode(model, prompts, tokens, mode="ar"):
@@ -92,7 +92,7 @@ def against_transformers(name: str, folder: str, model, tokens: int) -> None:
     mine.append(timed(ours)[0])
     theirs.append(peer.run([prompt], tokens)["seconds"])
   a, b = statistics.median(mine), statistics.median(theirs)
-  ratio = middle([y / x for x, y in zip(mine, theirs, strict=True)])
+  ratio = spread([y / x for x, y in zip(mine, theirs, strict=True)])
   peer.close()
   print(
     f"| {name} | {tokens / a:.0f} | {tokens / b:.0f} | {ratio} |"
@@ -109,7 +109,7 @@ def batch_of_16(name: str, model, mode: str, tokens: int) -> None:
   same = together() == single()
   pairs = [(timed(together)[0], timed(single)[0]) for _ in range(3)]
   a, b = (statistics.median(x) for x in zip(*pairs, strict=True))
-  ratio = middle([x / y for x, y in pairs])
+  ratio = spread([x / y for x, y in pairs])
   print(
     f"| {name} | {mode} | {a:.2f} | {b:.2f} | {ratio} |"
     f" {'yes' if same else 'no'} |"

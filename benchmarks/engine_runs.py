@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.decode_cpu import SHAPES
+from benchmarks.decode_cpu import SHAPES, spread
 from nemodiff_jax import api
 from nemodiff_jax.decode.config import RowSettings
 from nemodiff_jax.decode.state import Weights
@@ -43,12 +42,6 @@ def head(*cells: str) -> None:
   print()
   say(*cells)
   say(*["---"] * len(cells))
-
-
-def spread(values: Sequence[float], form: str = ".2f") -> str:
-  """Median, and the least and the largest."""
-  low, high = min(values), max(values)
-  return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
 
 
 def ready(engine: Engine) -> Engine:

@@ -243,22 +243,21 @@ class Runner:
       return device.score_chunk.lower(
         self._decoder, self._weights, pool, prompt, zeros(1, size)
       )
-    adjusted = more[0] if name == "begin" else more[2]
+    changed = lambda: jax.tree.map(_shape, self._adjusted())
     changes: Any = ()
-    if adjusted:
-      changes = (jax.tree.map(_shape, self._adjusted()),)
     if name == "begin":
+      (adjusted,) = more
       if adjusted:
         own = replace(self._neutral, mask=first_mask(self._decoder, None))
-        changes = *changes, own
+        changes = changed(), own
       return device.begin.lower(
         self._decoder, self._weights, pool, slots, prompt, self._empty,
         np.int32(0), *changes,
       )  # fmt: skip
-    width, keep, _, traced = more
+    width, keep, adjusted, traced = more
     decoder = self._decoder if keep else self._plain
     if adjusted:
-      changes = *changes, make_guides(decoder, size, width, {})
+      changes = changed(), make_guides(decoder, size, width, {})
     return device.visit.lower(
       replace(decoder, block=width, traced=traced),
       self._weights,

@@ -62,8 +62,8 @@ def range_attention(
     training: whether many queries are taken as WIDE says, off the CPU.
   """
   if q.shape[1] <= QUERIES:
-    alike = table is None or table.shape[1] == 1  # Rows end in the same chunk.
-    if alike or len(q) < 2 * _AT_ONCE or len(q) % _AT_ONCE:
+    chunks = 0 if table is None else table.shape[1]
+    if chunks < 2 or len(q) < 2 * _AT_ONCE or len(q) % _AT_ONCE:
       return _attend(q, k, v, k_end, k_start, table)
     return lax.platform_dependent(
       *(q, k, v, k_end, k_start, table),
