@@ -36,6 +36,15 @@ DEVICE = (
     ENGINE + " go_where",
   ),
   _break(
+    "a row needs no room for its last block", "serve/prompt_reader.py",
+    "r.limit(self._block)", "r.limit(0)", "tests/serve/test_visits.py last_block",
+  ),
+  _break(
+    "what a request waits for has log-probabilities for changes",
+    "serve/preparing.py", "self._masks), kind[1]", "self._masks), kind[0]",
+    "tests/serve/test_preparing.py",
+  ),
+  _break(
     "rows with all their pages are spared some", "serve/prompt_reader.py",
     "spare = sum(len(r.pages) < most(r) for", "spare = sum(True for",
     "tests/test_api.py as_they_are_done",

@@ -230,6 +230,17 @@ def test_a_row_is_let_in_if_a_page_is_left_for_each_that_runs(pages, rows):
   assert len(engine.plan().rows) == rows
 
 
+@pytest.mark.parametrize("pages, rows", [(8, 1), (9, 2)])
+def test_a_row_that_lacks_only_room_for_its_last_block_may_still_grow(
+  pages, rows
+):
+  """Each of the two takes four of its five; prompt and tokens fill four."""
+  engine = scheduler(pages=pages, passes=1, block=4)
+  for seed in range(2):
+    submit(engine, 7, 9, seed=seed)
+  assert len(engine.plan().rows) == rows
+
+
 def test_fewer_passes_come_before_preemption():
   """Two rows have pages for a pass each, not for four."""
   engine = scheduler(pages=8, passes=8)
