@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +21,6 @@ from nemodiff_jax.io.lora import FOLDER as LORA_FOLDER
 from nemodiff_jax.io.lora import Peft, read_peft
 from nemodiff_jax.io.names import Tensor
 from nemodiff_jax.io.orbax import MANIFEST, OTHER, PARAMS, whole_manifest
-
-_UNITS = ("B", "kB", "MB", "GB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +218,7 @@ def build(
   total = sum(item.value.nbytes for item in items)
   try:
     with folders.new_folder(target, overwrite) as folder:
-      _check_space(folder, total)
+      folders.check_space(folder, total)
       beside(folder)
       sums: dict[str, str] = {}
       # A terminal only: a log has no use for a bar.
@@ -237,7 +234,7 @@ def build(
     raise UserError(
       f"{target}: could not be written ({e}); nothing of it is left behind."
     ) from e
-  logging.info("%s: %d tensors, %s", target, len(items), sized(total))
+  logging.info("%s: %d tensors, %s", target, len(items), folders.sized(total))
 
 
 def summary(items: Sequence[Item], layout: Layout) -> str:
@@ -250,15 +247,9 @@ def summary(items: Sequence[Item], layout: Layout) -> str:
   lines = []
   for key, group in groups.items():
     kinds = ", ".join(sorted({str(v.dtype) for v in group}))
-    size = sized(sum(v.nbytes for v in group))
+    size = folders.sized(sum(v.nbytes for v in group))
     lines.append(f"  {key}: {len(group)} tensors, {size}, {kinds}")
   return "\n".join(lines)
-
-
-def sized(count: int) -> str:
-  """A number of bytes in words, as '7.66 GB'."""
-  power = min(len(_UNITS) - 1, (len(str(count)) - 1) // 3)
-  return f"{count / 1000**power:.4g} {_UNITS[power]}"
 
 
 def _quantized(items: Sequence[Item]) -> list[Item]:
@@ -297,12 +288,3 @@ def _watched(item: Item, sums: dict[str, str], bar: Any) -> Item:
   return dataclasses.replace(
     item, value=dataclasses.replace(item.value, read=read)
   )
-
-
-def _check_space(folder: Path, needed: int) -> None:
-  free = shutil.disk_usage(folder).free
-  if free < needed:
-    raise UserError(
-      f"{folder.parent}: {sized(needed)} are needed, but only {sized(free)} are"
-      " free on this disk."
-    )

@@ -16,6 +16,23 @@ from nemodiff_jax.text.chat import TEMPLATES
 
 # The same weights again, as some repositories hold them.
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5"}
+_UNITS = ("B", "kB", "MB", "GB")
+
+
+def sized(count: int) -> str:
+  """A number of bytes in words, as '7.66 GB'."""
+  power = min(len(_UNITS) - 1, (len(str(count)) - 1) // 3)
+  return f"{count / 1000**power:.4g} {_UNITS[power]}"
+
+
+def check_space(folder: Path, needed: int) -> None:
+  """Raises UserError if the disk has fewer bytes than a new folder needs."""
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise UserError(
+      f"{folder.parent}: {sized(needed)} are needed, but only {sized(free)} are"
+      " free on this disk."
+    )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from nemodiff_jax.decode.config import DecodeConfig, RowSettings, check_mode
 from nemodiff_jax.decode.results import RowOutput
 from nemodiff_jax.decode.state import Decoder, Weights
 from nemodiff_jax.errors import UserError
-from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.adjusting import adjust_row
 from nemodiff_jax.serve.cache import Cache
 from nemodiff_jax.serve.chunks import ChunkSizes
@@ -24,7 +23,7 @@ from nemodiff_jax.serve.flight import Flight, dispatch
 from nemodiff_jax.serve.generation import Event, Generation
 from nemodiff_jax.serve.guide import Guide
 from nemodiff_jax.serve.observing import Observer
-from nemodiff_jax.serve.preparing import Preparing, kind_of
+from nemodiff_jax.serve.preparing import Preparing
 from nemodiff_jax.serve.programs import Key
 from nemodiff_jax.serve.queue import QueueFull
 from nemodiff_jax.serve.readout import last_of, parts, progress_of, told
@@ -84,7 +83,6 @@ class Engine:
     self._decoder = decoder
     self._tokenizer = tokenizer
     self.cache = cache
-    self._rows = rows
     self._stop_ids = stop_ids
     cycle = len(decoder.mode.phases)
     self.scheduler = Scheduler(
@@ -245,23 +243,10 @@ class Engine:
     return self._chunks.tokens(self.scheduler.watched, self.scheduler.unread)
 
   def _ready(self, count: int) -> tuple[int, Collection[int]]:
-    """The batch size of so many rows, and the widths compiled for it.
-
-    What would be better is compiled beside, if the time that is left pays.
-    """
-    rows = [self._generations[r] for r in self.scheduler.held]
-    kind = kind_of(rows)
-    programs = self._runner.programs
-    wanted = len(self._generations)
-    found = ready.choose(programs, self._rows, self._sizes, count, wanted, kind)
-    if found.missing is not None and not programs.busy:
-      left = sum(
-        g.settings.max_new_tokens - len(g.output.token_ids)
-        for g in self._generations.values()
-      )
-      if ready.pays(programs, self.statistics, left):
-        programs.later(found.missing)
-    return found.rows, found.widths
+    """See `Preparing.choose`."""
+    held = [self._generations[r] for r in self.scheduler.held]
+    everybody = self._generations.values()
+    return self._preparing.choose(count, held, everybody, self.statistics)
 
   def _read(self, flight: Flight) -> list[Event]:
     """Copies what a visit did to the host, and hands it to its requests."""

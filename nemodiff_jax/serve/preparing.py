@@ -1,25 +1,27 @@
-"""Requests whose programs are compiled, in another thread, before they wait.
+"""Programs that another thread compiles, so that the rows that run go on.
 
-So the rows that run go on meanwhile. Which programs a request will need is told
+Requests wait for theirs before they wait for their turn. Which programs a request will need is told
 as if it were read alone; where a visit needs another one after all, it is compiled
 when it is first needed.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 
+from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.chunks import size
 from nemodiff_jax.serve.generation import Generation
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.plan import bucket, buckets
 from nemodiff_jax.serve.programs import Key, Programs
 from nemodiff_jax.serve.request import Request
+from nemodiff_jax.serve.statistics import Statistics
 
 # Whether it keeps log-probabilities; is adjusted; is watched pass by pass.
 Kind = tuple[bool, bool, bool]
 
 
 class Preparing:
-  """Those requests, in the order in which they came."""
+  """Requests that wait for programs, in order; and what a visit may run."""
 
   def __init__(
     self, programs: Programs, rows: int, widths: Sequence[int], masks: int
@@ -87,6 +89,35 @@ class Preparing:
       elif not self._programs.busy:
         self._programs.later(missing[0])
     return done
+
+  def choose(
+    self,
+    count: int,
+    held: Collection[Generation],
+    everybody: Collection[Generation],
+    done: Statistics,
+  ) -> tuple[int, Collection[int]]:
+    """The batch size of so many rows, and the widths compiled for it.
+
+    What would be better is compiled beside, if the time that is left pays.
+
+    Args:
+      count: rows of the visit.
+      held: that are read or run.
+      everybody: they, and those that wait.
+      done: so far.
+    """
+    programs, kind = self._programs, kind_of(held)
+    found = ready.choose(
+      programs, self._rows, self._widths, count, len(everybody), kind
+    )
+    if found.missing is not None and not programs.busy:
+      left = sum(
+        g.settings.max_new_tokens - len(g.output.token_ids) for g in everybody
+      )
+      if ready.pays(programs, done, left):
+        programs.later(found.missing)
+    return found.rows, found.widths
 
   def _missing(self, keys: Sequence[Key]) -> list[Key]:
     # What failed is tried again when it is needed, and tells why.
