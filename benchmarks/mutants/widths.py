@@ -39,6 +39,19 @@ MUTATIONS = (
     "tests/serve/test_visits.py",
   ),
   _break(
+    "a short prompt is read in parts", "serve/engine.py", "short=SHORT, ", "",
+    "tests/serve/test_engine.py only_a_short",
+  ),
+  _break(
+    "the end of a long prompt counts as a short one", "serve/prompt_reader.py",
+    "row is not self.row and ", "", "tests/serve/test_visits.py",
+  ),
+  _break(
+    "a short prompt that follows is read in parts", "serve/prompt_reader.py",
+    "unread if whole else min(tokens, unread)", "min(tokens, unread)",
+    "tests/serve/test_visits.py",
+  ),
+  _break(
     "masks have no room in a chunk", "serve/chunks.py",
     "s - self._masks for s in SIZES", "s for s in SIZES", CHUNKS,
   ),

@@ -9,7 +9,10 @@ from nemodiff_jax.serve.request import Visit
 # Queries of a pass over a prompt: few, since each is some programs. What is
 # longer than the last is read in more than one.
 SIZES = 16, 32, 64, 128, 256, 384
-_PATIENCE = 1.0  # Cycles that rows may always wait for a prompt.
+# Tokens of a prompt that is read at once: in parts it would take longer, and
+# rows that run would wait more often, and for more in all.
+SHORT = 128
+_PATIENCE = 1.0  # Cycles that rows may always wait for a longer prompt.
 # Cycles that rows may wait for a prompt where twice as many requests wait for
 # their first token: that is missed more than the next one.
 _FIRST = 20.0

@@ -16,7 +16,7 @@ from nemodiff_jax.decode.state import Decoder, Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve.adjusting import adjust_row
 from nemodiff_jax.serve.cache import Cache
-from nemodiff_jax.serve.chunks import ChunkSizes
+from nemodiff_jax.serve.chunks import SHORT, ChunkSizes
 from nemodiff_jax.serve.contract import Adjustments
 from nemodiff_jax.serve.device import PASSES
 from nemodiff_jax.serve.flight import Flight, dispatch
@@ -87,7 +87,7 @@ class Engine:
     cycle = len(decoder.mode.phases)
     self.scheduler = Scheduler(
       cache.pages, rows, block=decoder.block, cycle=cycle, queue=queue,
-      passes=PASSES, widths=widths,
+      short=SHORT, passes=PASSES, widths=widths,
     )  # fmt: skip
     self._runner = Runner(
       decoder, weights, config, cache,

@@ -26,6 +26,7 @@ class PromptReader:
     lacks: Callable[[Request, int], int],
     block: int,
     widths: Widths | None,
+    short: int,
   ):
     """Starts with nothing to read.
 
@@ -37,6 +38,7 @@ class PromptReader:
       lacks: pages that a row needs besides its own, for so many passes more.
       block: C, positions that a pass writes to.
       widths: chooses the width of each cycle; None: all of the block.
+      short: tokens of a prompt that is read in one visit.
     """
     self.row: Request | None = None
     self._pool = pool
@@ -46,20 +48,23 @@ class PromptReader:
     self._lacks = lacks
     self._block = block
     self._widths = widths
+    self._short = short
 
   def read(self, tokens: int, passes: int) -> list[Chunk]:
     """The chunks of a visit: prompts one after the other, in order.
 
     Args:
-      tokens: that are read, at most.
+      tokens: that are read, at most, but for the end of the last short prompt.
       passes: of the visit, for which a row has to have its pages.
     """
     chunks: list[Chunk] = []
-    while tokens:
+    while tokens > 0:
       row = self.row or self._admit(passes)
       if row is None:
         break
-      start, stop = row.read, min(row.read + tokens, row.length)
+      start, unread = row.read, row.length - row.read
+      whole = row is not self.row and unread <= self._short
+      stop = start + (unread if whole else min(tokens, unread))
       tokens -= stop - start
       row.read, self.row = stop, row
       last, parked = stop == row.length, row.begun

@@ -43,6 +43,7 @@ class Scheduler:
     cycle: int = 1,
     queue: int = 1024,
     chunk: int = 512,
+    short: int = 0,
     passes: int = 8,
     widths: Widths | None = None,
   ):
@@ -55,6 +56,7 @@ class Scheduler:
       cycle: passes of the shortest cycle: 2 in linear_spec and diffusion.
       queue: requests that may wait.
       chunk: prompt tokens read per visit.
+      short: tokens of a prompt that is read in one visit, whatever `chunk` is.
       passes: per visit at most, where nobody waits for a token.
       widths: chooses the width of each cycle; None: all of the block.
     """
@@ -69,7 +71,7 @@ class Scheduler:
     self._arrivals = 0
     self._slots = Slots()
     self._prompts = PromptReader(
-      pool, self.queue, self._slots, rows, self._lacks, block, widths
+      pool, self.queue, self._slots, rows, self._lacks, block, widths, short
     )
     self._flight: deque[Visit] = deque()
 

@@ -15,6 +15,7 @@ from nemodiff_jax.decode.state import Decoder
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.nn.cache import KVCache
 from nemodiff_jax.serve import chunks, ready
+from nemodiff_jax.serve import engine as engines
 from nemodiff_jax.serve.cache import new_cache
 from nemodiff_jax.serve.contract import Adjustments
 from nemodiff_jax.serve.engine import Engine
@@ -310,6 +311,25 @@ def test_changes_of_logits_go_where_their_row_goes(tiny, changing, mode):
     engine.step()
   assert engine.scheduler.preemptions > 0
   assert [got.output.token_ids for got in made] == tokens
+
+
+def test_beside_rows_that_run_only_a_short_prompt_is_read_at_once(
+  tiny, monkeypatch
+):
+  monkeypatch.setattr(chunks.ChunkSizes, "tokens", lambda *_: 32)
+  seen, dispatch = [], engines.dispatch
+  see = lambda *given: (seen.append(given[2]), dispatch(*given))[1]
+  monkeypatch.setattr(engines, "dispatch", see)
+  _, engine = make_engine(tiny, "ar")
+  prompts = helpers.prompts_of(tiny.config, [20, 128, 129])
+  made = [engine.submit(p, RowSettings(20), stream=True) for p in prompts]
+  while not engine.idle:
+    engine.step()
+  read = [c for visit in seen for c in visit.chunks]
+  sizes = [
+    [c.stop - c.start for c in read if c.request is m.request] for m in made
+  ]
+  assert sizes == [[20], [128], [32] * 4 + [1]]
 
 
 def test_a_warm_up_leaves_nothing_to_compile(tiny):

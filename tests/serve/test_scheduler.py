@@ -37,8 +37,8 @@ class World:
     pages = given.pop("pages", rng.randrange(12, 40))
     self.depth = given.pop("depth", rng.randrange(1, 4))
     given = {
-      "chunk": rng.randrange(3, 24), "passes": rng.randrange(1, 9),
-      "queue": 12, "rows": rng.randrange(1, 7),
+      "chunk": rng.randrange(3, 24), "short": rng.choice((0, 0, 12)),
+      "passes": rng.randrange(1, 9), "queue": 12, "rows": rng.randrange(1, 7),
     } | given  # fmt: skip
     pool = PagePool(pages, PAGE)
     self.scheduler = Scheduler(

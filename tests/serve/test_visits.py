@@ -178,6 +178,24 @@ def test_a_long_prompt_is_read_between_short_visits_and_in_order():
   assert seen[-1].rows == (first, long, later)
 
 
+def test_a_short_prompt_is_read_at_once():
+  """Rows that run wait for it once; the next one waits for the next visit."""
+  engine = scheduler(chunk=4, short=7)
+  start = prompt(9)
+  sizes = [3, 7, 8, 2, 7]
+  rows = [Request(prompt(n, seed), 9) for seed, n in enumerate(sizes, 1)]
+  rows.append(Request(start + prompt(4), 9))  # Short, once its start is shared.
+  engine.submit(Request(start, 9))
+  for row in rows:
+    engine.submit(row)
+  seen = []
+  while engine.queue or len(engine.held) > engine.running:
+    seen.append([c.stop - c.start for c in visit(engine).chunks])
+  assert seen == [
+    [4], [4], [1, 3], [7], [4], [4], [2, 7], [5]
+  ]  # fmt: skip
+
+
 def test_requests_that_come_at_once_read_what_they_share_once():
   """Of a long beginning; each reads its own end, and its last token."""
   engine = scheduler(chunk=8)
