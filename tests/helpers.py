@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ from nemodiff_jax.nn.lora import LoraLayer
 from nemodiff_jax.nn.model import Params, Transformer, init_params
 
 LORA_RANK, LORA_ALPHA = 4, 8.0
+
+
+def fewer(modes: Iterable[str]) -> list:
+  """Parameters of a test of what is no mode's own: quadratic_spec is slow."""
+  slow = lambda m: [pytest.mark.slow] if m == "quadratic_spec" else []
+  return [pytest.param(m, marks=slow(m)) for m in modes]
 
 
 @dataclasses.dataclass(frozen=True)

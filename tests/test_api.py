@@ -192,6 +192,7 @@ def test_what_is_printed_fits_a_line(model, tiny):
   assert repr(cache).startswith(f"KVCache({layers} layers of float32[3, 128, ")
 
 
+@pytest.mark.slow
 def test_programs_are_kept_on_disk_unless_jax_is_told_where(folder, tmp_path):
   """By the API as by the commands; one documented switch keeps nothing."""
   code = (

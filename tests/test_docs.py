@@ -39,6 +39,7 @@ def test_demo_runs_on_the_embedded_checkpoint():
   assert done.stdout.count("The answer is 68.") >= 3
 
 
+@pytest.mark.slow
 def test_embedded_checkpoint_is_small_and_as_good_as_its_card():
   folder = ROOT / "nemodiff_jax" / "assets" / "embedded"
   assert sum(p.stat().st_size for p in folder.rglob("*")) < 8 * 2**20

@@ -72,7 +72,11 @@ def gate(
 
 @needs_compiler
 @pytest.mark.parametrize(
-  ("chip", "mode"), [("h200", "linear_spec"), ("b200", "quadratic_spec")]
+  ("chip", "mode"),
+  [
+    ("h200", "linear_spec"),
+    pytest.param("b200", "quadratic_spec", marks=pytest.mark.slow),
+  ],
 )
 def test_aot_mosaic_loop_is_one_graph_without_copies(chip, mode):
   gate(chip, ["8b"], [mode], layers=1)
@@ -80,7 +84,11 @@ def test_aot_mosaic_loop_is_one_graph_without_copies(chip, mode):
 
 @needs_compiler
 @pytest.mark.parametrize(
-  ("sizes", "scheme"), [(["3b", "14b"], "none"), (["8b"], "int8")]
+  ("sizes", "scheme"),
+  [
+    (["8b"], "int8"),
+    pytest.param(["3b", "14b"], "none", marks=pytest.mark.slow),
+  ],
 )
 def test_aot_one_row_takes_gemms(sizes, scheme):
   """No product is written before its sum: 16 MiB, 32 in int8, for the 8B."""

@@ -35,7 +35,7 @@ def reply(engine, prompt, row):
   return made
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_reused_pages_change_nothing(folder, mode):
   """A second turn that reads only what is new says what a fresh one says."""
   model = nd.load(str(folder))
@@ -198,6 +198,7 @@ def test_a_pipe_into_a_chat_may_hold_any_bytes(
   assert shown.err == "error: the line is not UTF-8; it was not sent.\n"
 
 
+@pytest.mark.slow
 def test_embedded_model_answers_every_question_of_a_chat():
   lines = [
     "What is 50 + 66 - 39?",

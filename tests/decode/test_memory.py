@@ -56,7 +56,6 @@ def compiled_bytes(decoder, weights, state, log, prompt):
     ("ar", 1, 100, 100, {}),
     ("ar", 64, 100, 100, {}),
     ("ar", 4, 4000, 100, {"logprobs": 20}),
-    ("ar", 64, 16, 100, {"temperature": 0.7}),
     pytest.param(
       "linear_spec",
       64,

@@ -214,7 +214,7 @@ def test_seed_reproduces_and_matters(tiny):
   assert outs[:3] == outs[3:6] and len(set(outs)) == 3
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_mask_is_never_emitted(tiny, mode):
   for cold in (0, 1):
     settings = [
@@ -241,7 +241,7 @@ def test_max_new_tokens_is_exact(tiny, mode):
     assert {f.finish_reason for f in found} == {"length"}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_stop_ids_end_a_row_and_ignore_eos_does_not(tiny, mode):
   free = decode(tiny, mode, RowSettings(24, ignore_eos=True))[0].token_ids
   stop = free[5]

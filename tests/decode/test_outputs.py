@@ -9,7 +9,7 @@ from nemodiff_jax.decode.config import RowSettings, decode_config
 from nemodiff_jax.decode.generate import stream_ids
 from nemodiff_jax.decode.trace import trace_passes
 from nemodiff_jax.errors import UserError
-from tests import twin
+from tests import helpers, twin
 from tests.decode.batch import MODES, SIZES, decode, prompts_of, unsaid
 
 # What rows of every test keep: as many log-probabilities in one program.
@@ -101,7 +101,7 @@ def test_logprobs_change_nothing_and_come_when_asked(tiny, mode):
     assert asked[1].logprobs.top_ids == [[]] * 9
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_stop_string_ends_the_row_with_its_token(tiny, mode):
   free = decode(tiny, mode, RowSettings(30))
   stops, ends = [], []
@@ -152,7 +152,7 @@ def test_thinking_budget_forces_its_token(tiny, mode, budget):
   assert tiny.decode(config, [prompt], [row], lora=True)[0] == found[2]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_a_budget_that_is_not_needed_changes_nothing(tiny, mode):
   """Also in a sampled run; and no token is forced twice."""
   row = RowSettings(24, 0.5, top_k=90, seed=9)

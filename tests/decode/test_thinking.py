@@ -50,7 +50,7 @@ def test_a_forced_token_has_its_own_logprob(tiny, mode, sampling):
     assert all(x <= 0 for x in others)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_a_prompt_that_closed_thinking_has_no_budget(tiny, mode):
   """Unless it opened thinking again; and rows are told apart."""
   base = helpers.prompts_of(tiny.config, (9,))[0]

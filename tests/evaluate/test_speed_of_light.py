@@ -97,6 +97,7 @@ def test_a_checkpoint_without_masks_has_no_light(tiny):
     speed_of_light.speed_of_light(model_of(plain), [7], 4, 4)
 
 
+@pytest.mark.slow
 def test_the_command_shows_it_beside_the_modes(command, tmp_path):
   out = tmp_path / "run"
   code, said, err = command(

@@ -83,6 +83,7 @@ def test_lines_of_openai_are_answered_in_their_form(run, folder, tmp_path):
   assert wrong["response"]["status_code"] == 400
 
 
+@pytest.mark.slow
 def test_rows_need_more_than_those_before(run, tiny, folder, tmp_path):
   """Longer ones, log-probabilities and stop ids: another engine, same rows."""
   from tests.fleet.conftest import one_process

@@ -61,7 +61,6 @@ def same(one, many):
   ("mode", "count", "scheme"),
   [
     ("ar", 8, "int8"),
-    ("quadratic_spec", 4, "none"),
     *(
       pytest.param(mode, count, scheme, marks=pytest.mark.slow)
       for mode in MODES

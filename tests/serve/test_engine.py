@@ -27,11 +27,7 @@ WIDTHS = 1, 4, BLOCK
 PAGES = 7  # Few, and everywhere as many: tests share programs.
 SIZES = 1, 3, 20, 129, 128, 300
 LIMITS = 1, 5, 20, 33
-# What no mode has of its own is tried by default where passes cost less.
-FEWER = [
-  pytest.param(m, marks=[pytest.mark.slow] if m == "quadratic_spec" else [])
-  for m in MODES
-]
+FEWER = helpers.fewer(MODES)
 LARGEST = [9] * max(SIZES), RowSettings(max(LIMITS), 0.7, top_p=0.9, logprobs=2)
 BATCH = 13  # And the largest row beside: all that run alone share programs.
 
@@ -150,7 +146,7 @@ def spoil(engine):
   engine.spoilt = set(free.tolist())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FEWER)
 def test_requests_get_what_they_would_get_alone(tiny, mode, monkeypatch):
   """Rows come and go at random, share pages, and are preempted.
 

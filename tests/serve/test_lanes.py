@@ -21,6 +21,7 @@ from tests.serve import fakes
 
 pytest.importorskip("llguidance", reason="needs the extra [serve]")
 SPECULATIVE = "linear_spec", "quadratic_spec"
+FEWER = helpers.fewer(SPECULATIVE)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["ar", *SPECULATIVE])
+@pytest.mark.parametrize("mode", ["ar", *FEWER])
 def test_changes_of_logits_are_those_of_plain_ar(lanes, tiny, mode):
   """Slots of a draft count exactly the tokens before them."""
   jobs = [job("abca", mode=mode, adjust=c) for c in CHANGES.values()]
@@ -149,7 +150,7 @@ def test_changes_of_logits_are_those_of_plain_ar(lanes, tiny, mode):
     assert end.counts.predicted > len(said) // 2, name
 
 
-@pytest.mark.parametrize("mode", ["ar", *SPECULATIVE])
+@pytest.mark.parametrize("mode", ["ar", *FEWER])
 def test_words_of_several_tokens_are_not_said(lanes, tiny, mode):
   (free,) = run(lanes, job("abca", mode=mode))
   words = [free[0][1:3], free[0][6:9]]
@@ -180,7 +181,9 @@ SCHEMA = {
 }
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(
+  "temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)]
+)
 def test_a_grammar_gives_what_constrained_ar_gives(lanes, temperature):
   """In every mode, beside rows that run free; it is what was asked for."""
   from nemodiff_jax.serve.structured import Spec
@@ -223,7 +226,7 @@ def test_a_grammar_needs_no_end_of_its_own(lanes):
   assert bytes(said[:-1]) in (b"yes", b"no") and end.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("mode", SPECULATIVE)
+@pytest.mark.parametrize("mode", FEWER)
 def test_a_prediction_changes_no_token_and_saves_passes(lanes, mode):
   ((want, end, _),) = run(lanes, job("abca", 60, mode=mode))
   guesses = {

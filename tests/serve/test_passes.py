@@ -19,7 +19,7 @@ from tests import helpers
 BLOCK = 8
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_an_engine_tells_the_passes_of_a_row_alone(tiny, mode):
   """Beside a row that nobody watches, and the one that it is."""
   config = decode_config(tiny.config, mode, block_length=BLOCK)

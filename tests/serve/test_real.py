@@ -194,7 +194,9 @@ def test_widths_and_modes_that_are_not_there_are_named(running):
     chat(running, mode="quadratic_spec")
 
 
-@pytest.mark.parametrize("mode", ["ar", "linear_spec"])
+@pytest.mark.parametrize(
+  "mode", ["linear_spec", pytest.param("ar", marks=pytest.mark.slow)]
+)
 def test_an_output_keeps_to_its_form(running, mode):
   given = {"regex": "(The|An) answer is [0-9]{2}\\."}
   found = chat(running, mode=mode, structured_outputs=given).choices[0]

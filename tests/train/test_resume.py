@@ -377,6 +377,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_restoring_takes_the_state_and_little_more(tmp_path):
   """Of 384 MiB; what libraries take is seen with a state of some bytes."""
 
