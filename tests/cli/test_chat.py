@@ -35,7 +35,13 @@ def reply(engine, prompt, row):
   return made
 
 
-@pytest.mark.parametrize("mode", helpers.fewer(MODES))
+@pytest.mark.parametrize(
+  "mode",
+  [
+    pytest.param(m, marks=[] if m == "linear_spec" else [pytest.mark.slow])
+    for m in MODES
+  ],
+)
 def test_reused_pages_change_nothing(folder, mode):
   """A second turn that reads only what is new says what a fresh one says."""
   model = nd.load(str(folder))

@@ -125,6 +125,7 @@ def test_answers_are_those_of_our_own_lines(answers):
   assert [i[:10] for i in ids[:4]] == ["batch_req_"] * 4
 
 
+@pytest.mark.slow
 def test_fields_of_the_server_are_served(answers):
   """Every one of them, against the server: tests/serve/test_batch_lines.py."""
   own = [{"prompt": "w9 w8", "temperature": 0.8, "seed": 5 + i} for i in (0, 1)]

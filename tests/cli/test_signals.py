@@ -68,9 +68,8 @@ def check_interrupted(code, err, content):
     assert json.loads(line)["completion_tokens"]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_ctrl_c_while_a_batch_is_computed(tmp_path, seed):
-  check_interrupted(*signal_in_a_batch(tmp_path, signal.SIGINT, seed))
+def test_ctrl_c_while_a_batch_is_computed(tmp_path):
+  check_interrupted(*signal_in_a_batch(tmp_path, signal.SIGINT, 0))
 
 
 @pytest.mark.slow

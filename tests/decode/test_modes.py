@@ -149,7 +149,7 @@ def test_twin_meets_the_cases_that_matter(tiny, model):
   )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", helpers.fewer(MODES))
 def test_batch_matches_single(tiny, mode):
   """Rows of every kind side by side, in any company and alone."""
   config = decode_config(tiny.config, mode, **MODES[mode])

@@ -93,14 +93,6 @@ def test_runs_without_anything_in_common_are_told(tmp_path):
     compare.compare(a, b)
 
 
-def test_compare_by_the_command(embedded_run, command):
-  path, _ = embedded_run
-  code, out, _ = command(f"--compare={path}", f"--compare={path}")
-  assert code == 0 and "Settings that differ (A and B):\n  none" in out
-  assert out.count("right: +0.0 points") == 3
-  assert out.count("6 of 6 replies the same, token for token") == 3
-
-
 def test_differences_name_the_setting():
   a = {"x": {"y": [1, {"z": 2}]}, "same": 1}
   b = {"x": {"y": [1, {"z": 3}]}, "same": 1, "new": None}
@@ -138,21 +130,3 @@ def test_passes_of_a_block_end_with_its_commit():
 
 def test_acceptance_by_slot_counts_cycles_that_reach_it():
   assert traced.acceptance_by_slot([1, 2, 4, 4], 4) == [1, 0.75, 0.5, 0.5]
-
-
-def test_judged_drafts_of_real_traces_agree_with_what_was_accepted(
-  embedded_run,
-):
-  """As many slots right as cycles accepted beyond their first token."""
-  path, _ = embedded_run
-  traces = json.loads((path / "traces.json").read_text())
-  accepted = {
-    s["id"]: s["accepted"]
-    for s in record.load_samples(path)
-    if s["setting"] == "linear_spec C=16"
-  }
-  found = [t for t in traces if t["setting"] == "linear_spec C=16"]
-  assert len(found) == 2
-  for t in found:
-    right = sum(ok for _, _, ok in t["judged"])
-    assert right == sum(n - 1 for n in accepted[t["id"]])

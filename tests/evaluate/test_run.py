@@ -7,8 +7,23 @@ import sys
 import pytest
 
 from nemodiff_jax.evaluate import record
-from tests.evaluate.conftest import EMBEDDED, QUESTIONS
+from tests.evaluate.conftest import call
 from train import arithmetic
+
+QUESTIONS = 6
+EMBEDDED = (
+  "--tasks=embedded", f"--limit={QUESTIONS}", "--traced=2",
+  "--modes=ar,linear_spec,diffusion",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def embedded_run(tmp_path_factory):
+  """The folder of a run of the embedded checkpoint, and what it printed."""
+  folder = tmp_path_factory.mktemp("evaluate") / "run"
+  code, out, err = call(*EMBEDDED, f"--out={folder}", "--batch_size=4")
+  assert code == 0, err
+  return folder, out
 
 
 def samples(folder):
@@ -69,7 +84,7 @@ def test_linear_spec_is_ar_sample_by_sample(embedded_run):
 def test_a_rerun_reproduces_every_byte_in_any_batch(embedded_run, command):
   folder, _ = embedded_run
   again = folder.parent / "again"
-  assert command(*EMBEDDED, f"--out={again}", "--batch_size=3")[0] == 0
+  assert command(*EMBEDDED, f"--out={again}", "--batch_size=1")[0] == 0
   for name in ("samples.jsonl", "results.json", "questions.jsonl"):
     assert (again / name).read_bytes() == (folder / name).read_bytes(), name
   a, b = (json.loads((f / "run.json").read_text()) for f in (folder, again))
@@ -171,3 +186,29 @@ def test_figures_show_what_the_record_holds(embedded_run, command):
   ):  # fmt: skip
     assert title in page
   assert page.count("<svg") == len(list(folder.glob("*.svg"))) >= 4
+
+
+def test_compare_by_the_command(embedded_run, command):
+  path, _ = embedded_run
+  code, out, _ = command(f"--compare={path}", f"--compare={path}")
+  assert code == 0 and "Settings that differ (A and B):\n  none" in out
+  assert out.count("right: +0.0 points") == 3
+  assert out.count("6 of 6 replies the same, token for token") == 3
+
+
+def test_judged_drafts_of_real_traces_agree_with_what_was_accepted(
+  embedded_run,
+):
+  """As many slots right as cycles accepted beyond their first token."""
+  path, _ = embedded_run
+  traces = json.loads((path / "traces.json").read_text())
+  accepted = {
+    s["id"]: s["accepted"]
+    for s in record.load_samples(path)
+    if s["setting"] == "linear_spec C=16"
+  }
+  found = [t for t in traces if t["setting"] == "linear_spec C=16"]
+  assert len(found) == 2
+  for t in found:
+    right = sum(ok for _, _, ok in t["judged"])
+    assert right == sum(n - 1 for n in accepted[t["id"]])

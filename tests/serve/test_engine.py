@@ -183,7 +183,7 @@ def test_widths_change_no_token(tiny):
   widths = Chosen(draw, WIDTHS)
   _, engine = make_engine(tiny, "linear_spec", widths=widths)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice([3, 60, 80]) for _ in range(8)], seed=2
+    tiny.config, [draw.choice([3, 60, 80]) for _ in range(6)], seed=2
   )
   rows = [  # As many pages as there are, for two of the long ones.
     RowSettings(
@@ -192,7 +192,7 @@ def test_widths_change_no_token(tiny):
       seed=seed,
       ignore_eos=True,
     )
-    for seed in range(8)
+    for seed in range(6)
   ]
   drafts = [draw.choice([None, None, 0.5]) for _ in rows]
   made = play(engine, draw, [
