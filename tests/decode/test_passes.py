@@ -201,6 +201,7 @@ def test_buckets_keep_programs_few():
   assert len(sizes) <= 24
 
 
+@pytest.mark.slow
 def test_ragged_jobs_share_programs(tiny):
   """Twelve batches of different lengths compile each program at most twice."""
   config = decode_config(tiny.config, "linear_spec", block_length=8)

@@ -65,6 +65,7 @@ def test_the_folder_of_another_job_is_refused(run, job, tmp_path):
   assert union(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_lines_of_openai_are_answered_in_their_form(run, folder, tmp_path):
   pytest.importorskip("pydantic", reason="the server's packages read them")
   body = {"prompt": "w9", "max_tokens": 3, "n": 2, "ignore_eos": True}
@@ -130,6 +131,7 @@ def test_a_part_that_processes_die_of_is_given_up(tmp_path, job, monkeypatch):
   assert "its process died 5 times" in Worker(said).serve(part).failure
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_job(run, job, alone, tmp_path, monkeypatch):
   how = f"--prompts_file={job}", "--rows_per_part=4", *QUICK
   replace, done = os.replace, []

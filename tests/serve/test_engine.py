@@ -181,18 +181,18 @@ def test_widths_change_no_token(tiny):
   """Any width in any cycle, rows with draft thresholds and preempted ones."""
   draw = random.Random(7)
   widths = Chosen(draw, WIDTHS)
-  _, engine = make_engine(tiny, "linear_spec", widths=widths)
+  _, engine = make_engine(tiny, "linear_spec", 5, widths)
   prompts = helpers.prompts_of(
-    tiny.config, [draw.choice([3, 60, 80]) for _ in range(6)], seed=2
+    tiny.config, [draw.choice([3, 60, 80]) for _ in range(8)], seed=2
   )
-  rows = [  # As many pages as there are, for two of the long ones.
+  rows = [  # More pages than there are, for two of the long ones.
     RowSettings(
-      draw.choice([5, 400, 420]),
+      draw.choice([5, 260, 280]),
       draw.choice([0, 0.7]),
       seed=seed,
       ignore_eos=True,
     )
-    for seed in range(6)
+    for seed in range(8)
   ]
   drafts = [draw.choice([None, None, 0.5]) for _ in rows]
   made = play(engine, draw, [
