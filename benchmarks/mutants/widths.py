@@ -39,17 +39,27 @@ MUTATIONS = (
     "tests/serve/test_visits.py",
   ),
   _break(
-    "a short prompt is read in parts", "serve/engine.py", "short=SHORT, ", "",
+    "a short prompt is read in parts", "serve/engine.py", "short=short(masks), ",
+    "",
     "tests/serve/test_engine.py only_a_short",
   ),
   _break(
     "the end of a long prompt counts as a short one", "serve/prompt_reader.py",
-    "row is not self.row and ", "", "tests/serve/test_visits.py",
+    "0 if row is self.row else self._short", "self._short",
+    "tests/serve/test_visits.py",
   ),
   _break(
-    "a short prompt that follows is read in parts", "serve/prompt_reader.py",
-    "unread if whole else min(tokens, unread)", "min(tokens, unread)",
-    "tests/serve/test_visits.py",
+    "a short prompt that follows is read in parts", "serve/chunks.py",
+    "unread if unread <= short else min", "min", "tests/serve/test_visits.py",
+  ),
+  _break(
+    "a short prompt waits for the programs of its parts", "serve/preparing.py",
+    "    most = first_part(length - start, most, short(self._masks))\n", "",
+    "tests/serve/test_preparing.py",
+  ),
+  _break(
+    "a short prompt need not fit one chunk", "serve/chunks.py",
+    "min(_SHORT, _most(masks))", "_SHORT", CHUNKS,
   ),
   _break(
     "masks have no room in a chunk", "serve/chunks.py",

@@ -11,7 +11,7 @@ from nemodiff_jax.serve.request import Visit
 SIZES = 16, 32, 64, 128, 256, 384
 # Tokens of a prompt that is read at once: in parts it would take longer, and
 # rows that run would wait more often, and for more in all.
-SHORT = 128
+_SHORT = 128
 _PATIENCE = 1.0  # Cycles that rows may always wait for a longer prompt.
 # Cycles that rows may wait for a prompt where twice as many requests wait for
 # their first token: that is missed more than the next one.
@@ -30,8 +30,22 @@ def size(queries: int) -> int:
 
 def last_sizes(masks: int) -> list[int]:
   """What `size` may give for the last chunk of a prompt."""
-  most = max([s - masks for s in SIZES if s > masks], default=SIZES[-1])
-  return sorted({size(tokens + masks) for tokens in range(1, most + 1)})
+  tokens = range(1, _most(masks) + 1)
+  return sorted({size(n + masks) for n in tokens})
+
+
+def short(masks: int) -> int:
+  """Tokens of a prompt that is read at once, if they fit one chunk."""
+  return min(_SHORT, _most(masks))
+
+
+def first_part(unread: int, tokens: int, short: int) -> int:
+  """Tokens that a prompt's first visit reads, where it may read so many."""
+  return unread if unread <= short else min(tokens, unread)
+
+
+def _most(masks: int) -> int:
+  return max([s - masks for s in SIZES if s > masks], default=SIZES[-1])
 
 
 class ChunkSizes:

@@ -16,7 +16,7 @@ from nemodiff_jax.decode.state import Decoder, Weights
 from nemodiff_jax.errors import UserError
 from nemodiff_jax.serve.adjusting import adjust_row
 from nemodiff_jax.serve.cache import Cache
-from nemodiff_jax.serve.chunks import SHORT, ChunkSizes
+from nemodiff_jax.serve.chunks import ChunkSizes, short
 from nemodiff_jax.serve.contract import Adjustments
 from nemodiff_jax.serve.device import PASSES
 from nemodiff_jax.serve.flight import Flight, dispatch
@@ -85,9 +85,10 @@ class Engine:
     self.cache = cache
     self._stop_ids = stop_ids
     cycle = len(decoder.mode.phases)
+    masks = decoder.mode.masks(decoder.block)
     self.scheduler = Scheduler(
       cache.pages, rows, block=decoder.block, cycle=cycle, queue=queue,
-      short=SHORT, passes=PASSES, widths=widths,
+      short=short(masks), passes=PASSES, widths=widths,
     )  # fmt: skip
     self._runner = Runner(
       decoder, weights, config, cache,
@@ -95,7 +96,6 @@ class Engine:
     )  # fmt: skip
     self._sizes = config.widths or (decoder.block,)
     self._generations: dict[Request, Generation] = {}
-    masks = decoder.mode.masks(decoder.block)
     self._chunks = ChunkSizes(masks, cycle)
     self._observer = Observer(self.statistics, self._chunks, widths)
     self._preparing = Preparing(self._runner.programs, rows, self._sizes, masks)

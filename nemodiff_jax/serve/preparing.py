@@ -1,14 +1,14 @@
 """Programs that another thread compiles, so that the rows that run go on.
 
-Requests wait for theirs before they wait for their turn. Which programs a request will need is told
-as if it were read alone; where a visit needs another one after all, it is compiled
-when it is first needed.
+Requests wait for theirs before they wait for their turn. Which programs a
+request will need is told as if it were read alone; where a visit needs another
+one after all, it is compiled when it is first needed.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 
 from nemodiff_jax.serve import ready
-from nemodiff_jax.serve.chunks import size
+from nemodiff_jax.serve.chunks import first_part, short, size
 from nemodiff_jax.serve.generation import Generation
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.plan import bucket, buckets
@@ -130,6 +130,7 @@ class Preparing:
     self, start: int, length: int, most: int, kind: Kind, scored: int | None
   ) -> Iterator[Key]:
     """Programs that read a prompt and begin its row, chunk by chunk."""
+    most = first_part(length - start, most, short(self._masks))
     while start < length:
       stop = min(start + most, length)
       last, first = stop == length, start

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nemodiff_jax.serve import plan
+from nemodiff_jax.serve.chunks import first_part
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.queue import WaitingQueue
 from nemodiff_jax.serve.request import Chunk, Phase, Request
@@ -63,8 +64,8 @@ class PromptReader:
       if row is None:
         break
       start, unread = row.read, row.length - row.read
-      whole = row is not self.row and unread <= self._short
-      stop = start + (unread if whole else min(tokens, unread))
+      short = 0 if row is self.row else self._short
+      stop = start + first_part(unread, tokens, short)
       tokens -= stop - start
       row.read, self.row = stop, row
       last, parked = stop == row.length, row.begun

@@ -4,7 +4,13 @@ import types
 
 import pytest
 
-from nemodiff_jax.serve.chunks import SIZES, ChunkSizes, last_sizes, size
+from nemodiff_jax.serve.chunks import (
+  SIZES,
+  ChunkSizes,
+  last_sizes,
+  short,
+  size,
+)
 
 
 def visit(read: int = 0, queries: int = 8):
@@ -33,6 +39,12 @@ def test_the_last_chunk_has_room_for_masks():
   assert last_sizes(0) == list(SIZES)
   assert last_sizes(32) == [64, 128, 256, 384]
   assert ChunkSizes(32, 1).tokens(0) == 384 - 32
+
+
+def test_a_short_prompt_fits_a_chunk_that_the_warm_up_knows():
+  assert [short(n) for n in (0, 32, 256, 300, 383)] == [128, 128, 128, 84, 1]
+  for masks in range(600):
+    assert size(short(masks) + masks) in last_sizes(masks)
 
 
 def test_nobody_who_watches_means_large_chunks():

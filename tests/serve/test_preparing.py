@@ -11,10 +11,10 @@ from nemodiff_jax.serve.programs import Programs
 from nemodiff_jax.serve.request import Request
 
 
-def generation(logprobs=None, adjust=None):
-  """As much of one as counts for its programs, of 450 tokens."""
+def generation(logprobs=None, adjust=None, tokens=450):
+  """As much of one as counts for its programs."""
   return types.SimpleNamespace(
-    request=Request([7] * 450, 5),
+    request=Request([7] * tokens, 5),
     settings=RowSettings(logprobs=logprobs),
     adjust=adjust,
     traced=False,
@@ -40,3 +40,25 @@ def test_a_request_waits_for_each_program_of_its_kind(logprobs, adjust):
   ]
   again = generation(logprobs, adjust)
   assert not preparing.add(again, [again], PagePool(8, 128), 384)
+
+
+@pytest.mark.parametrize(
+  "tokens, sizes",
+  [
+    (100, [("begin", 128)]),
+    (128, [("begin", 128)]),
+    (129, [("read", 64), ("begin", 16)]),
+  ],
+)
+def test_a_short_prompt_waits_for_the_program_that_reads_it_at_once(
+  tokens, sizes
+):
+  """Beside rows that are watched, where others are read 64 at a time."""
+  programs = Programs(lambda key: types.SimpleNamespace(compile=lambda: None))
+  preparing = Preparing(programs, 4, (8,), 0)
+  row = generation(tokens=tokens)
+  assert preparing.add(row, [row], PagePool(8, 128), 64)
+  while not preparing.ready():
+    programs._thread.join()
+  found = [key[:2] for key in programs.seconds if key[0] != "passes"]
+  assert found == sizes
