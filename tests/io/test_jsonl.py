@@ -26,7 +26,7 @@ def lines(content: bytes) -> list[jsonl.Line]:
   return list(jsonl.read_lines(io.BytesIO(content)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(OBJECTS, max_size=5), st.booleans(), st.data())
 def test_objects_come_back_with_their_line_numbers(objects, ascii, data):
   """Byte order marks, CRLF, blank lines and no last line feed do no harm."""

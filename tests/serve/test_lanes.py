@@ -186,6 +186,7 @@ SCHEMA = {
     (0.0, "linear_spec"),
     pytest.param(0.8, "linear_spec", marks=pytest.mark.slow),
     pytest.param(0.0, "quadratic_spec", marks=pytest.mark.slow),
+    pytest.param(0.8, "quadratic_spec", marks=pytest.mark.slow),
   ],
 )
 def test_a_grammar_gives_what_constrained_ar_gives(lanes, temperature, mode):
@@ -360,13 +361,12 @@ def test_a_program_that_cannot_be_compiled_is_told_of(lanes, monkeypatch):
   engine.cancel(request)
 
 
-def test_lanes_take_turns_and_share_pages(lanes):
+@pytest.mark.parametrize("mode", FEWER)
+def test_lanes_take_turns_and_share_pages(lanes, mode):
   _, engine = lanes
   text = "x" * 300
   run(lanes, job(text, 4, mode="ar"))
-  got = run(
-    lanes, *(job(text, 8, mode=m) for m in ("ar", "linear_spec", "diffusion"))
-  )
+  got = run(lanes, *(job(text, 8, mode=m) for m in ("ar", mode, "diffusion")))
   assert [end.counts.reused for _, end, _ in got] == [256] * 3
   assert got[0][0] == got[1][0]
   figures = engine.statistics()
