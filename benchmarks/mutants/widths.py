@@ -58,6 +58,14 @@ MUTATIONS = (
     "tests/serve/test_preparing.py",
   ),
   _break(
+    "masks have no room in a short prompt's program", "serve/preparing.py",
+    "short(self._masks)", "short(0)", "tests/serve/test_preparing.py",
+  ),
+  _break(
+    "those who wait do not count in what is left", "serve/preparing.py",
+    "for g in everybody", "for g in held", "tests/serve/test_preparing.py",
+  ),
+  _break(
     "a short prompt need not fit one chunk", "serve/chunks.py",
     "min(_SHORT, _most(masks))", "_SHORT", CHUNKS,
   ),

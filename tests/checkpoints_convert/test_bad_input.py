@@ -150,6 +150,9 @@ def test_too_small_a_disk_is_told_before_the_work(source, monkeypatch):
   usage = lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
   monkeypatch.setattr(shutil, "disk_usage", usage)
   fails(source, r"2\d\d\.?\d* kB are needed, but only 1 kB are free")
+  folders.check_space(source, 1000)  # As many as there are.
+  with pytest.raises(UserError, match="1.001 kB are needed"):
+    folders.check_space(source, 1001)
 
 
 @pytest.mark.parametrize("layout", [convert.to_orbax, convert.to_hf])

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from nemodiff_jax.decode.config import RowSettings
+from nemodiff_jax.serve import ready
 from nemodiff_jax.serve.pages import PagePool
 from nemodiff_jax.serve.preparing import Preparing
 from nemodiff_jax.serve.programs import Programs
@@ -43,22 +44,41 @@ def test_a_request_waits_for_each_program_of_its_kind(logprobs, adjust):
 
 
 @pytest.mark.parametrize(
-  "tokens, sizes",
+  "tokens, masks, sizes",
   [
-    (100, [("begin", 128)]),
-    (128, [("begin", 128)]),
-    (129, [("read", 64), ("begin", 16)]),
+    (100, 0, [("begin", 128)]),
+    (128, 0, [("begin", 128)]),
+    (129, 0, [("read", 64), ("read", 64), ("begin", 16)]),
+    (84, 300, [("begin", 384)]),
+    (85, 300, [("read", 64), ("begin", 384)]),  # No chunk has room for more.
   ],
 )
 def test_a_short_prompt_waits_for_the_program_that_reads_it_at_once(
-  tokens, sizes
+  tokens, masks, sizes
 ):
   """Beside rows that are watched, where others are read 64 at a time."""
   programs = Programs(lambda key: types.SimpleNamespace(compile=lambda: None))
-  preparing = Preparing(programs, 4, (8,), 0)
+  preparing = Preparing(programs, 4, (8,), masks)
   row = generation(tokens=tokens)
   assert preparing.add(row, [row], PagePool(8, 128), 64)
   while not preparing.ready():
     programs._thread.join()
   found = [key[:2] for key in programs.seconds if key[0] != "passes"]
-  assert found == sizes
+  assert found == list(dict.fromkeys(sizes))
+
+
+def test_a_better_program_pays_by_the_tokens_of_all_who_run_or_wait(
+  monkeypatch,
+):
+  better = types.SimpleNamespace(rows=4, widths=(8,), missing=("passes", 2))
+  asked, later = [], []
+  monkeypatch.setattr(ready, "choose", lambda *_: better)
+  monkeypatch.setattr(ready, "pays", lambda *given: not asked.append(given[2]))
+  programs = types.SimpleNamespace(busy=False, later=later.append)
+  rows = [generation(), generation()]
+  for row, said in zip(rows, ([7] * 3, []), strict=True):
+    row.settings = RowSettings(10)
+    row.output = types.SimpleNamespace(token_ids=said)
+  preparing = Preparing(programs, 4, (8,), 0)
+  assert preparing.choose(1, rows[:1], rows, None) == (4, (8,))
+  assert asked == [7 + 10] and later == [better.missing]
